@@ -1,0 +1,1 @@
+"""The device: check in, verify, train, clip, noise, upload. Never TensorFlow."""

@@ -1,0 +1,1 @@
+"""Keras architectures by domain, and which layers DP can not take."""

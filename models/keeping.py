@@ -1,0 +1,43 @@
+"""Models kept in `.keras` files: whether that can be done, and reading them again."""
+
+from __future__ import annotations
+
+import tempfile
+from pathlib import Path
+
+import tensorflow as tf
+
+from models.shapes import first_line, require_declared_input
+from tf_dpfl.protocol.errors import ModelError, StateError
+
+
+def require_keepable(model: tf.keras.Model) -> None:
+    """Raises ModelError unless a `.keras` file of `model` loads again.
+
+    Tried before the first round, because a run, a task and a server's state all
+    keep the model as such a file. What does not load is a Lambda layer around
+    Python code, or a layer of one's own without `get_config`.
+    """
+    require_declared_input(model)
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "model.keras"
+        try:
+            model.save(path, save_format="keras")
+            tf.keras.models.load_model(path, compile=False)
+        except Exception as error:  # Keras raises whatever a layer's own code leads to
+            raise ModelError(
+                f"{model.name}: can not be saved as .keras and loaded again: "
+                f"{first_line(error)[:300]}; use Keras' own layers instead of Lambda, and give "
+                "layers of your own get_config and tf.keras.saving.register_keras_serializable"
+            ) from None
+
+
+def load_keras(path: Path) -> tf.keras.Model:
+    """The model in a `.keras` file, for inference and further training; or StateError."""
+    try:
+        return tf.keras.models.load_model(path, compile=False)
+    except Exception as error:  # Keras raises whatever the file's content leads to
+        raise StateError(
+            f"{path}: cannot be loaded as a Keras model: {first_line(error)} (a layer class of "
+            "your own must be importable here)"
+        ) from None

@@ -1,0 +1,108 @@
+"""`dpfl privacy`: the card before a run, after it, and the noise for a wanted epsilon."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+
+from tf_dpfl.cli.main import main
+from tf_dpfl.privacy.accounting import central_epsilon
+from tf_dpfl.privacy.card import privacy_card
+from tf_dpfl.privacy.mechanism import GaussianRounds
+from tf_dpfl.protocol.plan_files import load_plan, plan_to_toml
+
+SPENT = GaussianRounds(noise_multiplier=1.5, sampling="poisson", sampling_probability=0.5, rounds=3)
+
+
+@pytest.fixture
+def run_folder(plan_file, tmp_path):
+    plan = load_plan(plan_file)
+    folder = tmp_path / "run"
+    folder.mkdir()
+    (folder / "plan.toml").write_text(plan_to_toml(plan))
+    card = privacy_card(plan, rounds_done=4, prior=[SPENT], sampling_enforced_by="the simulation")
+    (folder / "privacy.json").write_text(json.dumps(card.to_json()))
+    return folder
+
+
+def printed_json(capsys, argv):
+    assert main([*argv, "--json"]) == 0
+    return json.loads(capsys.readouterr().out, parse_constant=lambda name: pytest.fail(name))
+
+
+def test_plan_is_priced_before_anything_is_run(plan_file, capsys):
+    card = printed_json(capsys, ["privacy", str(plan_file)])
+    assert card["rounds_done"] == 0
+    assert card["central"]["epsilon"] == 0
+    all_rounds = GaussianRounds(
+        noise_multiplier=1.0, sampling="poisson", sampling_probability=0.5, rounds=10
+    )
+    assert card["central"]["epsilon_when_all_rounds_are_done"] == pytest.approx(
+        central_epsilon([all_rounds], delta=1e-3)
+    )
+
+
+def test_text_always_says_against_whom_with_delta_and_unit(plan_file, capsys):
+    assert main(["privacy", str(plan_file)]) == 0
+    text = capsys.readouterr().out
+    for needed in ("whoever sees the released models", "the server", "delta", "unit", "adjacency"):
+        assert needed in text
+
+
+@pytest.mark.parametrize("epsilon", [1.0, 4.0])
+def test_wanted_epsilon_is_reached_and_not_exceeded(plan_file, capsys, epsilon):
+    card = printed_json(capsys, ["privacy", str(plan_file), "--epsilon", str(epsilon)])
+    reached = card["central"]["epsilon_when_all_rounds_are_done"]
+    assert 0.99 * epsilon <= reached <= epsilon
+
+
+def test_less_noise_costs_more_and_none_is_infinite(plan_file, capsys):
+    epsilons = [
+        printed_json(
+            capsys, ["privacy", str(plan_file), "--set", f"privacy.noise_multiplier={noise}"]
+        )["central"]["epsilon_when_all_rounds_are_done"]
+        for noise in (2.0, 1.0)
+    ]
+    assert epsilons[0] < epsilons[1]
+    bare = ["privacy", str(plan_file), "--set", "privacy.noise_multiplier=0"]
+    card = printed_json(capsys, bare)
+    assert card["central"]["epsilon_when_all_rounds_are_done"] is None
+    assert main(bare) == 0
+    assert "infinite" in capsys.readouterr().out
+
+
+def test_server_noise_promises_nothing_against_the_server(plan_file, capsys):
+    card = printed_json(capsys, ["privacy", str(plan_file), "--set", "privacy.noise=server"])
+    assert card["local"]["epsilon_one_report"] is None
+    assert "trusted" in card["local"]["epsilon_text"]
+
+
+def test_run_folder_tells_what_it_spent_with_what_was_before(run_folder, capsys):
+    noted = json.loads((run_folder / "privacy.json").read_text())
+    card = printed_json(capsys, ["privacy", str(run_folder)])
+    assert card == noted
+    assert card["rounds_done"] == 4
+    assert card["prior"] == [SPENT.to_json()]
+    assert card["central"]["sampling_enforced_by"] == "the simulation"
+
+
+@pytest.mark.parametrize("argument", [["--epsilon", "1"], ["--set", "server.rounds=1"]])
+def test_spent_budget_cannot_be_argued_with(run_folder, argument, capsys):
+    assert main(["privacy", str(run_folder), *argument]) == 2
+    assert "cannot be changed" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("content", ["", "{", "[]", "{}", '{"version": 99}', '{"version": 1}'])
+def test_broken_card_is_one_line(run_folder, content, capsys):
+    (run_folder / "privacy.json").write_text(content)
+    assert main(["privacy", str(run_folder)]) == 2
+    error = capsys.readouterr().err
+    assert len(error.splitlines()) == 1
+    assert "privacy.json" in error
+
+
+def test_run_without_a_release_says_so(run_folder, capsys):
+    (run_folder / "privacy.json").unlink()
+    assert main(["privacy", str(run_folder)]) == 2
+    assert "nothing was released yet" in capsys.readouterr().err

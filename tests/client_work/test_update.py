@@ -1,0 +1,69 @@
+"""The report made in TensorFlow: clipping, non-finite updates, noise."""
+
+import numpy as np
+import pytest
+import tensorflow as tf
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from hypothesis.extra import numpy as hnp
+
+from tf_dpfl.client_work import update as client_update
+from tf_dpfl.protocol.clipping import CLIP_MARGIN, clip_by_global_norm
+
+ANY_FLOAT32 = st.floats(width=32, allow_nan=True, allow_infinity=True)
+
+
+def clip(values, clip_norm):
+    update = tf.constant(np.asarray(values, np.float32))
+    return client_update.clip_by_global_norm(update, tf.constant(clip_norm, tf.float32)).numpy()
+
+
+@settings(max_examples=100)
+@given(
+    hnp.arrays(np.float32, st.sampled_from([1, 63, 64, 65, 300]), elements=ANY_FLOAT32),
+    st.sampled_from([1e-3, 0.3, 1.0, 50.0]),
+)
+def test_clipped_norm_never_exceeds_bound(values, clip_norm):
+    norm = np.linalg.norm(clip(values, clip_norm).astype(np.float64))
+    assert norm <= clip_norm
+
+
+@settings(max_examples=100)
+@given(hnp.arrays(np.float32, 200, elements=st.floats(-1e6, 1e6, width=32)))
+def test_tensorflow_clips_as_the_numpy_reference(values):
+    np.testing.assert_allclose(
+        clip(values, 0.5), clip_by_global_norm(values, clip_norm=0.5), rtol=2e-5, atol=1e-12
+    )
+
+
+@pytest.mark.parametrize("bad", [np.nan, np.inf, -np.inf, 3e38])
+def test_update_with_a_nonfinite_norm_becomes_zero(bad):
+    assert not clip([1.0, bad, 2.0], 1.0).any()
+
+
+def test_zero_update_stays_zero():
+    assert not clip(np.zeros(5), 1.0).any()
+
+
+def test_small_update_is_unchanged():
+    values = np.array([0.3, -0.4], np.float32)
+    np.testing.assert_array_equal(clip(values, 0.6), values)
+
+
+def test_large_update_gets_the_target_norm():
+    norm = np.linalg.norm(clip(np.full(1000, 7.0), 2.0).astype(np.float64))
+    assert norm == pytest.approx(2.0 * (1 - CLIP_MARGIN), rel=1e-6)
+
+
+def test_norm_of_a_million_equal_entries_keeps_the_bound():
+    """One running float32 sum would be off by a percent and break the bound."""
+    values = np.full(1_000_003, 0.1, np.float32)
+    assert np.linalg.norm(clip(values, 1.0).astype(np.float64)) <= 1.0
+
+
+def test_report_is_clipped_update_plus_exactly_the_given_noise():
+    update, noise = np.array([3.0, 4.0], np.float32), np.array([10.0, -20.0], np.float32)
+    report = client_update.privatize(
+        tf.constant(update), clip_norm=tf.constant(1.0), noise=tf.constant(noise)
+    ).numpy()
+    np.testing.assert_allclose(report, [10.6, -19.2], rtol=2e-5)

@@ -1,0 +1,151 @@
+"""Verification notices when a mechanism of the file is wrong or missing."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import pytest
+import tensorflow as tf
+from export_bench import activation, build, plan_of
+
+from tf_dpfl.client_work import computation
+from tf_dpfl.client_work.optimizers import LocalOptimizer
+from tf_dpfl.export import client
+from tf_dpfl.export.client import build_client_tflite
+from tf_dpfl.export.gradients import op_gradients
+from tf_dpfl.export.quiet import quiet
+from tf_dpfl.export.verify import verify_client_tflite
+from tf_dpfl.protocol.errors import ExportError
+
+
+def _relu_off_by_a_permille(op: Any, grad: Any) -> Any:
+    return 1.001 * grad * tf.cast(op.outputs[0] > 0.0, tf.float32)
+
+
+def _relu_without_kink(op: Any, grad: Any) -> Any:
+    return grad
+
+
+def _bias_of_the_first_example(op: Any, grad: Any) -> Any:
+    return grad, tf.reduce_sum(grad[:1], axis=list(range(grad.shape.rank - 1)))
+
+
+def _dead(op: Any, grad: Any) -> Any:
+    return grad * 0.0, grad * 0.0
+
+
+WRONG = {
+    "DpflTestReluPermille": ("Relu", _relu_off_by_a_permille, "pooling", "conv2d"),
+    "DpflTestReluNoKink": ("Relu", _relu_without_kink, "strides", "conv2d"),
+    "DpflTestBias": ("BiasAdd", _bias_of_the_first_example, "linear", "logits"),
+    "DpflTestAdd": ("AddV2", _dead, "functional", "conv2d"),
+}
+for _name, (_, _rule, _, _) in WRONG.items():
+    tf.RegisterGradient(_name)(_rule)
+
+
+@pytest.mark.parametrize("name", WRONG)
+def test_a_wrong_gradient_rule_is_caught_and_its_layers_named(
+    name: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    op_type, _, model_name, layer = WRONG[name]
+    monkeypatch.setattr(client, "op_gradients", lambda: {**op_gradients(), op_type: name})
+    model, plan = build(model_name), plan_of()
+    content = build_client_tflite(model, plan)
+    with pytest.raises(ExportError, match=rf"layer '{layer}\w*' .*off by \S+, allowed is") as error:
+        verify_client_tflite(content, model, plan)
+    assert "step" in str(error.value)
+
+
+def test_a_wrong_rule_behind_a_layer_of_zeros_is_caught(monkeypatch: pytest.MonkeyPatch) -> None:
+    name = "DpflTestReluPermille"
+    monkeypatch.setattr(client, "op_gradients", lambda: {**op_gradients(), "Relu": name})
+    model, plan = activation("relu"), plan_of()
+    last = model.layers[-1]
+    last.set_weights([np.zeros_like(w) for w in last.get_weights()])
+    content = build_client_tflite(model, plan)
+    with pytest.raises(ExportError, match="'mid'"):
+        verify_client_tflite(content, model, plan)
+
+
+def _unclipped(update: Any, *, clip_norm: Any, noise: Any) -> Any:
+    return update + 0.0 * clip_norm + noise
+
+
+def _noiseless(update: Any, *, clip_norm: Any, noise: Any) -> Any:
+    return computation_privatize(update, clip_norm=clip_norm, noise=0.0 * noise)
+
+
+def _nan_passes(update: Any, *, clip_norm: Any, noise: Any) -> Any:
+    norm = tf.sqrt(tf.reduce_sum(update * update))
+    return update * (clip_norm / tf.maximum(norm, clip_norm)) + noise
+
+
+computation_privatize = computation.privatize
+
+
+@pytest.mark.parametrize("broken", [_unclipped, _noiseless, _nan_passes])
+def test_a_missing_clip_noise_or_nan_guard_is_caught(
+    broken: Callable[..., Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Taken out of the shared computation: TensorFlow and TFLite agree on it."""
+    monkeypatch.setattr(computation, "privatize", broken)
+    model, plan = build("linear"), plan_of()
+    content = build_client_tflite(model, plan)
+    with pytest.raises(ExportError, match="clipping and noising: .*protocol.clipping"):
+        verify_client_tflite(content, model, plan)
+
+
+def test_a_file_for_another_optimizer_is_caught() -> None:
+    model = build("linear")
+    content = build_client_tflite(model, plan_of(optimizer="sgd"))
+    with pytest.raises(ExportError, match=r"6 steps"):
+        verify_client_tflite(content, model, plan_of(optimizer="momentum"))
+
+
+def test_an_optimizer_that_is_not_reset_is_caught(monkeypatch: pytest.MonkeyPatch) -> None:
+    model, plan = build("linear"), plan_of(optimizer="momentum")
+    with monkeypatch.context() as patch:
+        patch.setattr(LocalOptimizer, "reset", lambda self: None)
+        content = build_client_tflite(model, plan)
+    with pytest.raises(ExportError, match="step"):
+        verify_client_tflite(content, model, plan)
+
+
+def test_a_file_of_another_model_is_caught() -> None:
+    plan = plan_of()
+    content = build_client_tflite(activation("relu"), plan)
+    with pytest.raises(ExportError, match="logits|step"):
+        verify_client_tflite(content, activation("tanh"), plan)
+
+
+def test_a_file_without_the_signatures_is_refused() -> None:
+    model = build("linear")
+    converter = tf.lite.TFLiteConverter.from_keras_model(model)
+    with quiet():
+        content = converter.convert()
+    with pytest.raises(ExportError, match="signatures"):
+        verify_client_tflite(content, model, plan_of())
+
+
+def test_a_flex_op_is_refused_with_its_layer() -> None:
+    model = activation(tf.math.erf)
+    converter = tf.lite.TFLiteConverter.from_keras_model(model)
+    converter.target_spec.supported_ops = [
+        tf.lite.OpsSet.TFLITE_BUILTINS,
+        tf.lite.OpsSet.SELECT_TF_OPS,
+    ]
+    with quiet():
+        content = converter.convert()
+    with pytest.raises(ExportError, match=r"layer 'mid' \(Dense\): op FlexErf"):
+        verify_client_tflite(content, model, plan_of())
+
+
+def test_a_file_the_interpreter_can_not_run_is_one_error() -> None:
+    """Here: a train signature of another batch size."""
+    model = build("linear")
+    content = build_client_tflite(model, plan_of(batch_size=4))
+    with pytest.raises(ExportError, match="signature train fails in the interpreter"):
+        verify_client_tflite(content, model, plan_of(batch_size=8))

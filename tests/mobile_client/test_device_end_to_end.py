@@ -1,0 +1,136 @@
+"""A fleet against the real server: two rounds, and the weights they must give."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from device_oracle import train_mlp
+from device_task import SignedTask, flags, save_examples, sign_task, write_task
+
+from tf_dpfl.protocol.clipping import clip_by_global_norm
+from tf_dpfl.protocol.examples import read_examples
+
+ROOT = Path(__file__).parents[2]
+DEVICES = 6
+CLIENTS = {"population": DEVICES, "clients_per_round": DEVICES}
+ENVIRONMENT = {**os.environ, "PYTHONPATH": str(ROOT), "NO_PROXY": "127.0.0.1"}
+
+
+@contextmanager
+def serving(task: SignedTask, folder: Path) -> Iterator[tuple[str, Path]]:
+    """`dpfl-server run` until the block ends; gives its URL and state folder."""
+    state, log = folder / "server", folder / "server.log"
+    task_folder = write_task(task, folder / "task")
+    options = flags(state=state, tokens=DEVICES, start_when=DEVICES, poll=0.05)
+    with open(log, "wb") as output:
+        server = subprocess.Popen(
+            [sys.executable, "-m", "server.cli", "run", str(task_folder), "--json", *options],
+            env=ENVIRONMENT,
+            cwd=ROOT,
+            stdout=output,
+            stderr=output,
+        )
+    try:
+        end = time.monotonic() + 60
+        while True:
+            lines = [line for line in log.read_text().splitlines() if line.startswith("{")]
+            listening = [e for e in map(json.loads, lines) if e["event"] == "listening"]
+            if listening:
+                break
+            assert server.poll() is None, log.read_text()
+            assert time.monotonic() < end, log.read_text()
+            time.sleep(0.02)
+        yield listening[0]["url"], state
+    finally:
+        server.terminate()
+        server.wait(60)
+
+
+def run_fleet(task: SignedTask, folder: Path, url: str, state: Path) -> list[dict[str, Any]]:
+    (folder / "data").mkdir()
+    for number in range(DEVICES):
+        save_examples(folder / "data" / f"{number}.npz", seed=number)
+    options = flags(
+        count=DEVICES,
+        processes=2,
+        server=url,
+        task_key=task.task_key,
+        data=folder / "data",
+        state=folder / "fleet",
+        tokens=state / "tokens.txt",
+    )
+    done = subprocess.run(
+        [sys.executable, "-m", "mobile_client.cli", "fleet", "--json", *options],
+        env=ENVIRONMENT,
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        timeout=120,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr + done.stdout
+    return [json.loads(line) for line in done.stdout.splitlines()]
+
+
+def released(state: Path) -> tuple[int, np.ndarray]:
+    latest = json.loads((state / "latest.json").read_text())
+    return latest["released_rounds"], np.frombuffer((state / latest["weights"]).read_bytes(), "<f4")
+
+
+@pytest.mark.parametrize("model", ["mlp", "mlp-momentum"])
+def test_without_noise_two_rounds_give_the_weights_of_the_contract(
+    tmp_path: Path, client_files: Path, model: str
+) -> None:
+    task = sign_task(
+        client_files,
+        model,
+        clients=CLIENTS,
+        privacy={"noise_multiplier": 0.0},
+        central_epsilon=None,
+    )
+    with serving(task, tmp_path) as (url, state):
+        events = run_fleet(task, tmp_path, url, state)
+        rounds, weights = released(state)
+    assert rounds == task.manifest.plan.server.rounds == 3
+    assert events[-1]["reports_sent"] == 3 * DEVICES
+    expected = task.weights
+    clipped = 0
+    for _ in range(rounds):
+        total = np.zeros(len(expected))
+        for number in range(DEVICES):
+            x, y = read_examples(tmp_path / "data" / f"{number}.npz")
+            update = (train_mlp(expected, x, y, task) - expected).astype(np.float32)
+            total += clip_by_global_norm(update, clip_norm=0.5)
+            clipped += bool(np.linalg.norm(update) > 0.5)
+        expected = (expected + total / DEVICES).astype(np.float32)
+    assert clipped > 0
+    np.testing.assert_allclose(weights, expected, atol=1e-5)
+    assert np.abs(weights - task.weights).max() > 1e-2
+
+
+def test_with_noise_every_device_reports_and_knows_its_own_epsilon(
+    tmp_path: Path, client_files: Path
+) -> None:
+    task = sign_task(client_files, clients=CLIENTS, central_epsilon=1000.0)
+    with serving(task, tmp_path) as (url, state):
+        events = run_fleet(task, tmp_path, url, state)
+        rounds, weights = released(state)
+    assert rounds == 3
+    done = [event for event in events if event["event"] == "done"]
+    assert len(done) == DEVICES
+    assert len({event["device_id"] for event in done}) == DEVICES
+    assert all(event["reports_sent"] == 3 for event in done)
+    assert all(event["local_epsilon"] == done[0]["local_epsilon"] > 0 for event in done)
+    # The noise of all rounds' sums, divided by the cohort: z C sqrt(n / m) sqrt(T) / n.
+    stddev = 2.0 * 0.5 * np.sqrt(DEVICES / 2 * rounds) / DEVICES
+    assert np.std(weights - task.weights) == pytest.approx(stddev, rel=0.1)

@@ -1,0 +1,41 @@
+"""Sampling of simulated cohorts."""
+
+import numpy as np
+import pytest
+
+from tf_dpfl.protocol.plan import Clients
+from tf_dpfl.simulation.cohort import draw_cohort
+
+
+def draws(sampling, population, per_round, rounds, seed=b"s"):
+    clients = Clients(population, per_round, 1, sampling)
+    return [draw_cohort(clients, run_seed=seed, round_number=r) for r in range(rounds)]
+
+
+def test_poisson_includes_each_user_with_the_plans_probability():
+    cohorts = draws("poisson", 50, 10, 2000)
+    frequency = np.bincount(np.concatenate(cohorts), minlength=50) / 2000
+    # Five standard deviations of a frequency of 2,000 coins.
+    assert np.abs(frequency - 0.2).max() < 5 * np.sqrt(0.2 * 0.8 / 2000)
+
+
+def test_poisson_sizes_vary_as_a_binomial():
+    sizes = np.array([len(c) for c in draws("poisson", 50, 10, 2000)])
+    assert sizes.var() == pytest.approx(50 * 0.2 * 0.8, rel=0.2)
+
+
+def test_fixed_draws_exactly_the_cohort_without_repeats():
+    for cohort in draws("fixed", 50, 10, 100):
+        assert len(cohort) == len(set(cohort)) == 10
+
+
+def test_everyone_takes_part_when_the_cohort_is_the_population():
+    for sampling in ("poisson", "fixed"):
+        np.testing.assert_array_equal(draws(sampling, 7, 7, 1)[0], np.arange(7))
+
+
+def test_rounds_and_seeds_draw_differently_and_repeatably():
+    first, again, other = (draws("poisson", 500, 50, 2, seed) for seed in (b"a", b"a", b"b"))
+    np.testing.assert_array_equal(first[0], again[0])
+    assert not np.array_equal(first[0], first[1])
+    assert not np.array_equal(first[0], other[0])

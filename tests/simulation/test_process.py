@@ -1,0 +1,222 @@
+"""The TFF process held to a readable loop; noise, cohort and release rules."""
+
+import math
+
+import numpy as np
+import pytest
+import tensorflow as tf
+import tensorflow_federated as tff
+from plans import digits_plan, small_mlp, with_server
+
+from tf_dpfl.data.federated import load_federated_data
+from tf_dpfl.protocol.clipping import clip_by_global_norm
+from tf_dpfl.protocol.errors import ModelError, PlanError
+from tf_dpfl.simulation.process import build_learning_process
+from tf_dpfl.simulation.runtime import tff_runtime
+from tf_dpfl.simulation.shard import make_shards
+
+USERS = np.array([3, 5, 8, 13, 21, 34, 35], np.int64)
+
+
+@pytest.fixture(scope="module")
+def data():
+    return load_federated_data(digits_plan())
+
+
+@pytest.fixture(scope="module", autouse=True)
+def runtime():
+    with tff_runtime():
+        yield
+
+
+def flat(weights):
+    return np.concatenate([np.asarray(w).ravel() for w in weights.trainable])
+
+
+def one_round(plan, model, data, users=USERS, rounds=1, noise_seed=None):
+    process = build_learning_process(plan, model, noise_seed=noise_seed)
+    state = process.initialize()
+    for _ in range(rounds):
+        output = process.next(state, make_shards(data, users, plan))
+        state = output.state
+    return flat(process.get_model_weights(state)), output.metrics
+
+
+def start(model):
+    return np.concatenate([v.numpy().ravel() for v in model.trainable_variables])
+
+
+def clipped_update(plan, model, x, y):
+    """One user's clipped update by a readable loop."""
+    local = tf.keras.models.clone_model(model)
+    local.set_weights(model.get_weights())
+    optimizer = tf.keras.optimizers.legacy.SGD(plan.local_training.learning_rate)
+    loss = tf.keras.losses.SparseCategoricalCrossentropy(from_logits=True)
+    size = plan.local_training.batch_size
+    for _ in range(plan.local_training.epochs):
+        for begin in range(0, len(y), size):
+            with tf.GradientTape() as tape:
+                value = loss(y[begin : begin + size], local(x[begin : begin + size]))
+            gradients = tape.gradient(value, local.trainable_variables)
+            optimizer.apply_gradients(zip(gradients, local.trainable_variables))
+    return clip_by_global_norm(start(local) - start(model), clip_norm=plan.privacy.clip_norm)
+
+
+def test_is_a_tff_learning_process_that_gives_and_takes_weights(data):
+    plan, model = digits_plan(), small_mlp()
+    process = build_learning_process(plan, model)
+    assert isinstance(process, tff.learning.templates.LearningProcess)
+    state = process.initialize()
+    weights = process.get_model_weights(state)
+    np.testing.assert_array_equal(flat(weights), start(model))
+    doubled = tff.learning.models.ModelWeights(
+        [2 * np.asarray(w) for w in weights.trainable], list(weights.non_trainable)
+    )
+    state = process.set_model_weights(state, doubled)
+    np.testing.assert_array_equal(flat(process.get_model_weights(state)), 2 * start(model))
+
+
+def test_round_without_noise_is_the_readable_loops(data):
+    plan, model = digits_plan(), small_mlp()
+    total = sum(clipped_update(plan, model, *data.client(int(u))) for u in USERS)
+    expected = start(model) + total / plan.clients.clients_per_round
+    weights, metrics = one_round(plan, model, data)
+    np.testing.assert_allclose(weights, expected, atol=1e-5)
+    assert metrics["reports"] == len(USERS) and metrics["released"]
+
+
+def test_clipping_bounds_what_one_user_can_do(data):
+    """Without clipping the round of one user moves the model farther than C / n."""
+    plan, model = digits_plan(smallest_cohort=1, clip_norm=1e-3), small_mlp()
+    weights, _ = one_round(plan, model, data, USERS[:1])
+    moved = np.linalg.norm((weights - start(model)).astype(np.float64))
+    bound = 1e-3 / plan.clients.clients_per_round
+    assert 0.5 * bound < moved <= bound * 1.01  # float32 rounding of the weights
+
+
+@pytest.mark.parametrize("place", ["device", "server"])
+def test_noise_has_the_deviation_the_plan_promises(data, place):
+    model = small_mlp()
+    plan = digits_plan(noise=place, noise_multiplier=3.0)
+    quiet, _ = one_round(digits_plan(noise=place), model, data)
+    noisy, _ = one_round(plan, model, data)
+    privacy = plan.privacy
+    variance = (3.0 * privacy.clip_norm) ** 2
+    if place == "device":  # one share from each report
+        variance *= len(USERS) / privacy.smallest_cohort
+    expected = math.sqrt(variance) / plan.clients.clients_per_round
+    # The relative deviation of an estimate from d values is 1 / sqrt(2 d).
+    assert np.std(noisy - quiet) == pytest.approx(expected, rel=5 / math.sqrt(2 * quiet.size))
+
+
+def test_sum_carries_the_full_noise_at_the_smallest_cohort(data):
+    model, users = small_mlp(), USERS[:4]
+    quiet, _ = one_round(digits_plan(), model, data, users)
+    noisy, metrics = one_round(digits_plan(noise_multiplier=3.0), model, data, users)
+    assert metrics["released"]
+    of_sum = np.std(noisy - quiet) * digits_plan().clients.clients_per_round
+    assert of_sum >= 3.0 * 0.5 * (1 - 5 / math.sqrt(2 * quiet.size))
+
+
+def test_users_rounds_and_runs_draw_their_own_noise(data):
+    model = small_mlp()
+    plan = digits_plan(noise_multiplier=3.0, smallest_cohort=1, clip_norm=1e-3)
+    first, _ = one_round(plan, model, data, USERS[:1])
+    assert not np.allclose(first, one_round(plan, model, data, USERS[:1])[0])  # another run
+    seed = np.array([1, 2], np.int64)
+    one, _ = one_round(plan, model, data, USERS[:1], noise_seed=seed)
+    np.testing.assert_array_equal(one, one_round(plan, model, data, USERS[:1], noise_seed=seed)[0])
+    other_user, _ = one_round(plan, model, data, USERS[1:2], noise_seed=seed)
+    assert abs(np.corrcoef(one - start(model), other_user - start(model))[0, 1]) < 0.2
+    two_rounds, _ = one_round(plan, model, data, USERS[:1], rounds=2, noise_seed=seed)
+    second_round = two_rounds - one
+    assert abs(np.corrcoef(one - start(model), second_round)[0, 1]) < 0.2
+
+
+@pytest.mark.parametrize("users", [USERS[:0], USERS[:1], USERS[:3]])
+def test_too_small_a_round_releases_nothing(data, users):
+    plan, model = digits_plan(noise_multiplier=1.0), small_mlp()
+    weights, metrics = one_round(plan, model, data, users)
+    np.testing.assert_array_equal(weights, start(model))
+    assert metrics["reports"] == len(users) and not metrics["released"]
+
+
+def test_users_weigh_equally_whatever_they_hold(data):
+    plan, model = digits_plan(smallest_cohort=1), small_mlp()
+    shards = make_shards(data, USERS[:2], plan)
+    shards[0]["count"][1] = 1  # the second user has a single example
+    process = build_learning_process(plan, model)
+    output = process.next(process.initialize(), shards)
+    x, y = data.client(int(USERS[1]))
+    total = clipped_update(plan, model, *data.client(int(USERS[0])))
+    total = total + clipped_update(plan, model, x[:1], y[:1])
+    moved = flat(process.get_model_weights(output.state)) - start(model)
+    np.testing.assert_allclose(moved, total / plan.clients.clients_per_round, atol=1e-5)
+
+
+def test_a_broken_client_counts_as_zero_and_is_counted(data):
+    plan, model = digits_plan(), small_mlp()
+    shards = make_shards(data, USERS, plan)
+    shards[0]["x"][0] = np.nan
+    process = build_learning_process(plan, model)
+    output = process.next(process.initialize(), shards)
+    assert output.metrics["nonfinite"] == 1
+    assert np.isfinite(flat(process.get_model_weights(output.state))).all()
+
+
+def test_shards_of_one_user_give_the_same_weights(data):
+    plan, model = digits_plan(), small_mlp()
+    sharded, _ = one_round(plan, model, data)
+    process = build_learning_process(plan, model)
+    single = [shard for user in USERS for shard in make_shards(data, np.array([user]), plan)]
+    output = process.next(process.initialize(), single)
+    np.testing.assert_allclose(flat(process.get_model_weights(output.state)), sharded, atol=1e-6)
+
+
+@pytest.mark.parametrize("optimizer", ["sgd", "momentum", "adam"])
+def test_server_optimizer_is_kerass(data, optimizer):
+    plan = with_server(digits_plan(), optimizer=optimizer, learning_rate=0.5)
+    model = small_mlp()
+    weights, _ = one_round(plan, model, data, rounds=3)
+    reference = tf.keras.models.clone_model(model)
+    reference.set_weights(model.get_weights())
+    keras = {
+        "sgd": lambda: tf.keras.optimizers.legacy.SGD(0.5),
+        "momentum": lambda: tf.keras.optimizers.legacy.SGD(0.5, momentum=0.9),
+        "adam": lambda: tf.keras.optimizers.legacy.Adam(0.5),
+    }[optimizer]()
+    for _ in range(3):
+        total = sum(clipped_update(plan, reference, *data.client(int(u))) for u in USERS)
+        average, pieces, begin = total / plan.clients.clients_per_round, [], 0
+        for v in reference.trainable_variables:
+            size = int(np.prod(v.shape))
+            pieces.append((-average[begin : begin + size].reshape(v.shape), v))
+            begin += size
+        keras.apply_gradients(pieces)
+    # Adam divides by the root of the average: tiny entries lose digits.
+    np.testing.assert_allclose(
+        weights, start(reference), atol=2e-3 if optimizer == "adam" else 2e-5
+    )
+
+
+def test_a_user_named_twice_is_refused(data):
+    with pytest.raises(ValueError, match="twice"):
+        make_shards(data, np.array([1, 1]), digits_plan())
+
+
+def test_batch_normalization_is_refused_by_name():
+    model = small_mlp()
+    model = tf.keras.Sequential([*model.layers, tf.keras.layers.BatchNormalization(name="mixer")])
+    model.build((None, 8, 8, 1))
+    with pytest.raises(ModelError, match="mixer"):
+        build_learning_process(digits_plan(), model)
+
+
+def test_a_plan_without_noise_multiplier_must_be_calibrated_first():
+    plan = digits_plan()
+    tree = plan.privacy.__class__(clip_norm=0.5, delta=1e-3, smallest_cohort=4, target_epsilon=2.0)
+    plan = plan.__class__(
+        plan.task, plan.data, plan.clients, plan.local_training, tree, plan.server
+    )
+    with pytest.raises(PlanError, match="calibrate_plan"):
+        build_learning_process(plan, small_mlp())

@@ -1,0 +1,1 @@
+"""The command `dpfl`: one file for each of its commands."""

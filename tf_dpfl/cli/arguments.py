@@ -1,0 +1,139 @@
+"""Arguments that several commands share, and what they are turned into."""
+
+from __future__ import annotations
+
+import argparse
+import logging
+import os
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from tf_dpfl.protocol.errors import PlanError, StateError
+from tf_dpfl.protocol.plan import Plan
+from tf_dpfl.protocol.plan_files import load_plan
+
+if TYPE_CHECKING:
+    Commands = argparse._SubParsersAction[argparse.ArgumentParser]
+
+PLAN_FILE = "plan.toml"
+TASK_FOLDER = "task"
+SIGNING_KEY_VARIABLE = "DPFL_SIGNING_KEY"
+
+
+def add_overrides(parser: argparse.ArgumentParser) -> None:
+    """Adds `--set`, which may be repeated."""
+    parser.add_argument(
+        "--set",
+        action="append",
+        default=[],
+        metavar="SECTION.KEY=VALUE",
+        help="put one value over the plan's; may be repeated",
+    )
+
+
+def add_json(parser: argparse.ArgumentParser) -> None:
+    """Adds `--json`."""
+    parser.add_argument("--json", action="store_true", help="one JSON line per event")
+
+
+def add_signing_key(parser: argparse.ArgumentParser) -> None:
+    """Adds `--signing-key`."""
+    parser.add_argument(
+        "--signing-key",
+        type=Path,
+        metavar="FILE",
+        help="Ed25519 private key (PEM), made when missing; default: "
+        f"${SIGNING_KEY_VARIABLE} or ~/.config/tf_dpfl/signing.key",
+    )
+
+
+def signing_key_file(path: Path | None) -> Path:
+    """The file of the author's key: `path`, $DPFL_SIGNING_KEY or the home's default place."""
+    named = path or os.environ.get(SIGNING_KEY_VARIABLE)
+    return Path(named) if named else Path.home() / ".config" / "tf_dpfl" / "signing.key"
+
+
+def is_run(path: Path) -> bool:
+    """Whether `path` is a RUN folder of `dpfl simulate`."""
+    return (path / PLAN_FILE).is_file()
+
+
+def is_server_state(path: Path) -> bool:
+    """Whether `path` is a STATE folder of `dpfl-server`."""
+    return (path / TASK_FOLDER).is_dir()
+
+
+def plan_of(path: Path, *, overrides: Sequence[str]) -> Plan:
+    """The plan in the file `path`, or in the RUN folder `path`.
+
+    Modules in the current folder, then in the plan's, can be imported after it:
+    `task.model` may name a function there.
+
+    Raises PlanError with every fault, StateError for a folder without a plan.
+    """
+    if path.is_dir():
+        if not is_run(path):
+            raise StateError(f"{path}: a folder without {PLAN_FILE}; name a plan or a RUN folder")
+        path = path / PLAN_FILE
+    make_importable(path.parent)
+    return load_plan(path, overrides=overrides)
+
+
+def make_importable(folder: Path) -> None:
+    """Lets models be imported from the current folder and from `folder`.
+
+    Both come last, so that no file in them takes the place of an installed module.
+    """
+    for place in (os.getcwd(), str(folder.resolve())):
+        if place not in sys.path:
+            sys.path.append(place)
+
+
+def quiet_tensorflow() -> None:
+    """Keeps TensorFlow's and its libraries' start-up chatter off the terminal.
+
+    Must be called before TensorFlow is imported. Variables a user has set stay.
+    """
+    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
+    os.environ.setdefault("GRPC_VERBOSITY", "ERROR")
+    for name in ("absl", "tensorflow", "jax"):
+        logging.getLogger(name).setLevel(logging.ERROR)
+
+
+def whole_number(text: str) -> int:
+    """An argument that must be an integer >= 0."""
+    try:
+        value = int(text)
+    except ValueError:
+        value = -1
+    if not value >= 0:
+        raise argparse.ArgumentTypeError(f"{text!r} must be an integer >= 0")
+    return value
+
+
+def days(text: str) -> float:
+    """An argument that must be a finite number of days > 0."""
+    return _positive(text, unit="days")
+
+
+def epsilon(text: str) -> float:
+    """An argument that must be a finite epsilon > 0."""
+    return _positive(text, unit="epsilon")
+
+
+def _positive(text: str, *, unit: str) -> float:
+    try:
+        value = float(text)
+    except ValueError:
+        value = float("nan")
+    if not 0 < value < float("inf"):
+        raise argparse.ArgumentTypeError(f"{text!r} must be a finite number > 0 ({unit})")
+    return value
+
+
+def require_absent_or_folder(path: Path) -> None:
+    """Raises PlanError when `path` is a file, so that no work is done for nothing."""
+    if os.path.lexists(path) and not path.is_dir():
+        raise PlanError([f"{path}: is a file; --out must name a folder"])

@@ -1,0 +1,106 @@
+"""The command `dpfl privacy`."""
+
+from __future__ import annotations
+
+import argparse
+import json
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from tf_dpfl.cli import arguments
+from tf_dpfl.cli.arguments import TASK_FOLDER
+from tf_dpfl.protocol.errors import PlanError, StateError, TaskError
+from tf_dpfl.protocol.manifest import MANIFEST_FILE, parse_manifest
+
+if TYPE_CHECKING:
+    from tf_dpfl.cli.arguments import Commands
+    from tf_dpfl.privacy.card import PrivacyCard
+
+CARD_FILE = "privacy.json"
+
+
+def add_parser(commands: Commands) -> None:
+    """Adds `privacy` to `commands`."""
+    parser = commands.add_parser(
+        "privacy",
+        help="print the privacy card",
+        description="Print the privacy card: of a plan, what all its rounds would cost, before "
+        "anything is run; of a RUN or a server's STATE folder, what was spent so far.",
+    )
+    parser.add_argument(
+        "source",
+        type=Path,
+        metavar="PLAN_OR_RUN_OR_STATE",
+        help="a plan, a RUN folder or a server's STATE folder",
+    )
+    parser.add_argument("--json", action="store_true", help="the card as one JSON object")
+    parser.add_argument(
+        "--epsilon",
+        type=arguments.epsilon,
+        metavar="E",
+        help="for a plan: solve for the noise that gives a central epsilon of E",
+    )
+    arguments.add_overrides(parser)
+    parser.set_defaults(run=run)
+
+
+def run(args: argparse.Namespace) -> None:
+    """Prints the card."""
+    card = _card_of_folder(args) if args.source.is_dir() else _card_of_plan(args)
+    print(json.dumps(card.to_json(), allow_nan=False) if args.json else card.to_text())
+
+
+def _card_of_plan(args: argparse.Namespace) -> PrivacyCard:
+    """The card before the first round; the noise is solved for when it is not given."""
+    overrides = list(args.set)
+    if args.epsilon is not None:
+        overrides.append(f"privacy.target_epsilon={args.epsilon!r}")
+    plan = arguments.plan_of(args.source, overrides=overrides)
+    from tf_dpfl.privacy.calibration import calibrate_plan
+    from tf_dpfl.privacy.card import privacy_card
+
+    return privacy_card(
+        calibrate_plan(plan), rounds_done=0, sampling_enforced_by="nobody yet: nothing was run"
+    )
+
+
+def _card_of_folder(args: argparse.Namespace) -> PrivacyCard:
+    """What a run or a server has spent, as it noted it, counted again."""
+    folder: Path = args.source
+    if args.set or args.epsilon is not None:
+        raise PlanError(
+            [f"{folder}: --set and --epsilon are for a plan; what was spent cannot be changed"]
+        )
+    if arguments.is_run(folder):
+        plan = arguments.plan_of(folder, overrides=())
+    elif arguments.is_server_state(folder):
+        plan = parse_manifest(_read(folder / TASK_FOLDER / MANIFEST_FILE)).plan
+    else:
+        raise StateError(f"{folder}: neither a RUN of dpfl simulate nor a STATE of dpfl-server")
+    from tf_dpfl.privacy.card import CARD_VERSION, privacy_card
+    from tf_dpfl.privacy.mechanism import mechanism_from_json
+
+    file = folder / CARD_FILE
+    try:
+        noted = json.loads(_read(file))
+        if noted["version"] != CARD_VERSION:
+            raise StateError(f"{file}: version {noted['version']!r} is not {CARD_VERSION}")
+        return privacy_card(
+            plan,
+            rounds_done=noted["rounds_done"],
+            prior=[mechanism_from_json(entry) for entry in noted["prior"]],
+            sampling_enforced_by=noted["central"]["sampling_enforced_by"],
+            noise_is_reproducible=noted["noise_is_reproducible"],
+        )
+    # RecursionError and AttributeError: nested too deeply, of other types.
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError, TaskError) as error:
+        raise StateError(f"{file}: not a privacy card: {error!r:.200}") from None
+
+
+def _read(path: Path) -> bytes:
+    try:
+        return path.read_bytes()
+    except FileNotFoundError:
+        raise StateError(f"{path}: is not there; nothing was released yet") from None
+    except OSError as error:
+        raise StateError(f"{path}: cannot be read: {error}") from None

@@ -1,0 +1,1 @@
+"""The heart: what one client computes, written once as TensorFlow functions."""

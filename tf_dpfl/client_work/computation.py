@@ -1,0 +1,110 @@
+"""One client's computation on a Keras model: the part every runtime shares.
+
+TFF calls these functions in a loop over users (`local_training`), the exporter
+turns each into a TFLite signature. They are traced, never run eagerly: call
+them inside `tf.function`.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+
+import tensorflow as tf
+from tensorflow.python.framework.func_graph import FuncGraph
+
+from tf_dpfl.client_work.losses import sparse_softmax_cross_entropy
+from tf_dpfl.client_work.optimizers import LocalOptimizer
+from tf_dpfl.client_work.update import privatize
+from tf_dpfl.protocol.plan import LocalTraining
+from tf_dpfl.protocol.tensors import TensorLayout
+
+
+def layout_of(model: tf.keras.Model) -> TensorLayout:
+    """Names and shapes of the model's trainable variables, in Keras' order."""
+    variables = model.trainable_variables
+    return TensorLayout(
+        tuple(v.name for v in variables), tuple(tuple(v.shape.as_list()) for v in variables)
+    )
+
+
+class ClientComputation(tf.Module):
+    """What one client computes with `model`; its variables are the client's state.
+
+    Args:
+      model: a built Keras model that ends in logits.
+      local_training: the plan's section.
+      op_gradients: for each op type of the model, the registered name of the
+        gradient to use instead of TensorFlow's own. The exporter passes rules
+        made of TFLite builtins; without it the native gradients are used.
+    """
+
+    def __init__(
+        self,
+        model: tf.keras.Model,
+        local_training: LocalTraining,
+        *,
+        op_gradients: Mapping[str, str] | None = None,
+    ):
+        super().__init__(name="client")
+        self.model = model
+        self.layout = layout_of(model)
+        self._variables = model.trainable_variables
+        self._optimizer = LocalOptimizer(self._variables, local_training)
+        self._op_gradients = dict(op_gradients or {})
+
+    def set_weights(self, weights: tf.Tensor) -> tf.Tensor:
+        """Starts from `weights` (float32 [d]) with a fresh optimizer; returns d."""
+        for variable, value in zip(self._variables, self._split(weights)):
+            variable.assign(value)
+        self._optimizer.reset()
+        return tf.constant(self.layout.size, tf.int32)
+
+    def get_weights(self) -> tf.Tensor:
+        """The current weights, float32 [d]."""
+        return tf.concat([tf.reshape(v, [-1]) for v in self._variables], axis=0)
+
+    def train_batch(
+        self, x: tf.Tensor, y: tf.Tensor, weight: tf.Tensor, learning_rate: tf.Tensor
+    ) -> tf.Tensor:
+        """One local step; returns the weighted mean loss, float32 [].
+
+        Args:
+          x: float32 [B, ...] inputs.
+          y: int32 [B] class ids.
+          weight: float32 [B], 1 for an example and 0 for padding.
+          learning_rate: float32 [].
+        """
+        graph = tf.compat.v1.get_default_graph()
+        with graph.gradient_override_map(self._op_gradients):
+            losses = sparse_softmax_cross_entropy(y, self.model(x, training=True))
+            loss = tf.reduce_sum(losses * weight) / tf.maximum(tf.reduce_sum(weight), 1.0)
+        # Not a GradientTape: a tape does not look at the override map.
+        handles = [
+            graph.capture(v.handle) if isinstance(graph, FuncGraph) else v.handle
+            for v in self._variables
+        ]
+        gradients = [
+            tf.zeros(v.shape, v.dtype) if g is None else tf.convert_to_tensor(g)
+            for v, g in zip(self._variables, tf.gradients(loss, handles))
+        ]
+        self._optimizer.apply(gradients, learning_rate)
+        return loss
+
+    def infer(self, x: tf.Tensor) -> tf.Tensor:
+        """Logits, float32 [n, classes], of x, float32 [n, ...]."""
+        return self.model(x, training=False)
+
+    def update(self, initial: tf.Tensor) -> tf.Tensor:
+        """Current weights minus `initial`, float32 [d]; not yet private."""
+        return self.get_weights() - initial
+
+    def privatize_update(
+        self, initial: tf.Tensor, clip_norm: tf.Tensor, noise: tf.Tensor
+    ) -> tf.Tensor:
+        """The report, float32 [d]: clip(current - `initial`) + `noise`."""
+        return privatize(self.update(initial), clip_norm=clip_norm, noise=noise)
+
+    def _split(self, flat: tf.Tensor) -> Sequence[tf.Tensor]:
+        pieces = tf.split(flat, [math.prod(shape) for shape in self.layout.shapes])
+        return [tf.reshape(p, shape) for p, shape in zip(pieces, self.layout.shapes)]

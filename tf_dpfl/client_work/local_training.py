@@ -1,0 +1,49 @@
+"""A client's whole local training: epochs over its examples, batch by batch."""
+
+from __future__ import annotations
+
+import tensorflow as tf
+
+from tf_dpfl.client_work.computation import ClientComputation
+from tf_dpfl.protocol.plan import LocalTraining
+
+
+def train_locally(
+    computation: ClientComputation,
+    x: tf.Tensor,
+    y: tf.Tensor,
+    count: tf.Tensor,
+    *,
+    settings: LocalTraining,
+) -> None:
+    """Trains on the first `count` examples in stored order, `settings.epochs` times.
+
+    The last batch of an epoch is filled up with examples of weight 0.
+
+    Args:
+      computation: holds the weights; they are changed.
+      x: float32 [n, ...], n a static multiple of the batch size.
+      y: int32 [n].
+      count: int32 [], number of real examples, 0 to n.
+      settings: the plan's section.
+    """
+    size = settings.batch_size
+    learning_rate = tf.constant(settings.learning_rate, tf.float32)
+    batches = (count + size - 1) // size
+
+    def step(index: tf.Tensor) -> tuple[tf.Tensor]:
+        start = index % batches * size
+        batch_x = tf.ensure_shape(x[start : start + size], [size, *x.shape[1:]])
+        batch_y = tf.ensure_shape(y[start : start + size], [size])
+        weight = tf.cast(start + tf.range(size) < count, tf.float32)
+        with tf.control_dependencies(
+            [computation.train_batch(batch_x, batch_y, weight, learning_rate)]
+        ):
+            return (index + 1,)
+
+    tf.while_loop(
+        lambda index: index < settings.epochs * batches,
+        step,
+        (tf.constant(0),),
+        parallel_iterations=1,  # the steps change the same variables
+    )

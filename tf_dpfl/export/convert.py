@@ -1,0 +1,65 @@
+"""Conversion of TensorFlow functions to a TFLite file, and what its failures mean."""
+
+from __future__ import annotations
+
+import tempfile
+import warnings
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import tensorflow as tf
+from tensorflow.lite.python.convert_phase import ConverterError
+
+from tf_dpfl.export.layers import layer_of_op
+from tf_dpfl.export.quiet import quiet
+from tf_dpfl.protocol.errors import ExportError
+
+
+def convert(
+    module: tf.Module,
+    signatures: Mapping[str, Any],
+    *,
+    model: tf.keras.Model,
+    variables_change: bool,
+    configure: Callable[[Any], None] | None = None,
+) -> bytes:
+    """The TFLite file of concrete functions, made of builtin ops only.
+
+    Args:
+      module: owns the variables the functions use.
+      signatures: signature name -> concrete function.
+      model: the Keras model behind them, to name layers in errors.
+      variables_change: whether the functions write variables; otherwise these
+        become constants, which is smaller and can be quantized.
+      configure: last word on the `tf.lite.TFLiteConverter`.
+
+    Raises:
+      ExportError: an op has no TFLite builtin; names its layer.
+    """
+    options = tf.saved_model.SaveOptions(experimental_custom_gradients=False)
+    with quiet(), tempfile.TemporaryDirectory() as folder, warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # of the converter's own code
+        tf.saved_model.save(module, folder, signatures=dict(signatures), options=options)
+        converter = tf.lite.TFLiteConverter.from_saved_model(folder)
+        converter.target_spec.supported_ops = [tf.lite.OpsSet.TFLITE_BUILTINS]
+        converter.experimental_enable_resource_variables = variables_change
+        if configure is not None:
+            configure(converter)
+        try:
+            content: bytes = converter.convert()
+        except ConverterError as error:
+            raise ExportError(_explain(error, model)) from None
+    return content
+
+
+def _explain(error: ConverterError, model: tf.keras.Model) -> str:
+    faults = []
+    for entry in error.errors:
+        op = entry.operator.name.removeprefix("tf.")
+        if op:
+            place = entry.location.call[0].name if entry.location.call else ""
+            faults.append(f"{layer_of_op(model, place)}: op {op}")
+    if not faults:
+        return f"the TFLite converter failed: {str(error).strip()}"
+    listed = "; ".join(dict.fromkeys(faults))
+    return f"these have no TFLite builtin op, and devices carry no Flex delegate: {listed}"

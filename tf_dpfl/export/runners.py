@@ -1,0 +1,112 @@
+"""The client computation behind one interface: in TensorFlow and in an interpreter."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import tensorflow as tf
+
+from tf_dpfl.client_work.computation import ClientComputation
+from tf_dpfl.export.quiet import quiet
+from tf_dpfl.protocol import signatures
+from tf_dpfl.protocol.errors import ExportError
+from tf_dpfl.protocol.interpreter import load_interpreter
+from tf_dpfl.protocol.plan import Plan
+from tf_dpfl.protocol.tensors import Float32
+
+
+@dataclass(frozen=True)
+class Runner:
+    """What a client can be asked for; NumPy in and out, as in `protocol.signatures`.
+
+    `train` takes (x, y, weight, learning_rate) and returns the loss;
+    `privatize_update` takes (initial, clip_norm, noise).
+    """
+
+    set_weights: Callable[[Float32], int]
+    get_weights: Callable[[], Float32]
+    train: Callable[[Float32, Any, Float32, float], float]
+    infer: Callable[[Float32], Float32]
+    privatize_update: Callable[[Float32, float, Float32], Float32]
+
+
+def tensorflow_runner(model: tf.keras.Model, plan: Plan) -> Runner:
+    """The reference: TensorFlow's kernels and TensorFlow's own gradients.
+
+    Its weights are the model's variables.
+    """
+    computation = ClientComputation(model, plan.local_training)
+    batch, shape = plan.local_training.batch_size, list(model.input_shape[1:])
+    vector = tf.TensorSpec([computation.layout.size], tf.float32)
+    scalar = tf.TensorSpec([], tf.float32)
+    set_weights = _trace(computation.set_weights, vector)
+    get_weights = _trace(computation.get_weights)
+    train = _trace(
+        computation.train_batch,
+        tf.TensorSpec([batch, *shape], tf.float32),
+        tf.TensorSpec([batch], tf.int32),
+        tf.TensorSpec([batch], tf.float32),
+        scalar,
+    )
+    infer = _trace(computation.infer, tf.TensorSpec([None, *shape], tf.float32))
+    privatize_update = _trace(computation.privatize_update, vector, scalar, vector)
+    return Runner(
+        set_weights=lambda weights: int(set_weights(weights)),
+        get_weights=get_weights,
+        train=lambda x, y, weight, rate: float(train(x, y, weight, np.float32(rate))),
+        infer=infer,
+        privatize_update=lambda initial, clip_norm, noise: privatize_update(
+            initial, np.float32(clip_norm), noise
+        ),
+    )
+
+
+def _trace(function: Callable[..., Any], *specs: tf.TensorSpec) -> Callable[..., Any]:
+    """`function` as a graph for exactly these inputs, from NumPy to NumPy."""
+    traced = tf.function(function, autograph=False).get_concrete_function(*specs)
+    return lambda *values: np.array(traced(*(tf.constant(value) for value in values)))
+
+
+def interpreter_runner(content: bytes) -> Runner:
+    """`client.tflite` in the interpreter a device would use.
+
+    Raises ExportError unless the file has exactly the signatures of the protocol;
+    so do the runner's functions when the interpreter gives up.
+    """
+    with quiet():
+        interpreter = load_interpreter(content)
+    found = sorted(interpreter.get_signature_list())
+    if found != sorted(signatures.ALL):
+        raise ExportError(f"client.tflite has the signatures {found}, not {signatures.ALL}")
+    run = {name: _guarded(name, interpreter.get_signature_runner(name)) for name in found}
+
+    def train(x: Float32, y: Any, weight: Float32, rate: float) -> float:
+        arguments = {"x": x, "y": y, "weight": weight, "learning_rate": np.float32(rate)}
+        return float(run[signatures.TRAIN](**arguments)["loss"])
+
+    def privatize_update(initial: Float32, clip_norm: float, noise: Float32) -> Float32:
+        arguments = {"initial": initial, "clip_norm": np.float32(clip_norm), "noise": noise}
+        return np.array(run[signatures.PRIVATIZE_UPDATE](**arguments)["update"])
+
+    return Runner(
+        set_weights=lambda weights: int(run[signatures.SET_WEIGHTS](weights=weights)["size"]),
+        get_weights=lambda: np.array(run[signatures.GET_WEIGHTS]()["weights"]),
+        train=train,
+        infer=lambda x: np.array(run[signatures.INFER](x=x)["logits"]),
+        privatize_update=privatize_update,
+    )
+
+
+def _guarded(name: str, function: Callable[..., Any]) -> Callable[..., Any]:
+    """`function` with the interpreter's own errors as ExportError."""
+
+    def call(**arguments: Any) -> Any:
+        try:
+            return function(**arguments)
+        except (RuntimeError, ValueError) as error:
+            raise ExportError(f"signature {name} fails in the interpreter: {error}") from None
+
+    return call

@@ -1,0 +1,271 @@
+"""Holding `client.tflite` to TensorFlow before it leaves: same weights, same reports.
+
+The reference is the same client computation under TensorFlow's own kernels and
+gradients, and, for the report, the NumPy clipping of `protocol.clipping`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import tensorflow as tf
+
+from tf_dpfl.client_work.computation import layout_of
+from tf_dpfl.export.layers import layer_of_variable
+from tf_dpfl.export.operators import refuse_custom_ops
+from tf_dpfl.export.runners import Runner, interpreter_runner, tensorflow_runner
+from tf_dpfl.protocol.clipping import clip_by_global_norm
+from tf_dpfl.protocol.errors import ExportError
+from tf_dpfl.protocol.plan import Plan
+from tf_dpfl.protocol.tensors import Float32
+
+# A wrong rule is wrong by percents; two correct float32 programs differ by
+# 1e-7 to 1e-6 of the largest entry.
+_UPDATE_TOLERANCE = 1e-4
+_WEIGHT_TOLERANCE = 1e-6
+_OUTPUT_TOLERANCE = 1e-4
+
+# A pre-activation within rounding of a ReLU's kink, or two within rounding of
+# each other in a pooling window, send the gradient different ways in two
+# correct programs. That is rare and gone with other data; a wrong rule is not.
+_DRAWS_PER_CHECK = 3
+
+_STEPS = 6
+_PART_MOVED_PER_STEP = 0.02
+_MISMATCHES_NAMED = 4
+
+
+@dataclass(frozen=True)
+class Verification:
+    """What was found: how often each op occurs, and the checks that passed."""
+
+    operators: Mapping[str, int]
+    checks: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class _Batch:
+    """One padded batch, as the signature `train` takes it."""
+
+    x: Float32
+    y: Any
+    weight: Float32
+
+
+def verify_client_tflite(
+    content: bytes, model: tf.keras.Model, plan: Plan, *, seed: int = 0
+) -> Verification:
+    """Runs `content` in the interpreter and compares it with TensorFlow.
+
+    Args:
+      content: the file, as `client.build_client_tflite` makes it.
+      model: the same model; its weights are used and put back.
+      plan: the same plan.
+      seed: of the random batches and weights.
+
+    Raises:
+      ExportError: the file needs Flex or custom ops, or computes something
+        else; names layers and the size of the difference.
+    """
+    operators = refuse_custom_ops(content, model=model)
+    checks = _Checks(interpreter_runner(content), tensorflow_runner(model, plan), model, plan)
+    kept = model.get_weights()
+    passed = []
+    try:
+        for name, check in checks.all():
+            _run(name, check, np.random.default_rng(seed))
+            passed.append(name)
+    finally:
+        model.set_weights(kept)
+    return Verification(operators, tuple(passed))
+
+
+def _run(
+    name: str, check: Callable[[np.random.Generator], list[str]], rng: np.random.Generator
+) -> None:
+    faults: list[str] = []
+    for _ in range(_DRAWS_PER_CHECK):
+        faults = check(rng)
+        if not faults:
+            return
+    more = len(faults) - _MISMATCHES_NAMED
+    listed = "; ".join(faults[:_MISMATCHES_NAMED]) + (f"; and {more} more" if more > 0 else "")
+    raise ExportError(f"client.tflite is not what TensorFlow computes, {name}: {listed}")
+
+
+class _Checks:
+    """The comparisons; each takes a random generator and returns its faults."""
+
+    def __init__(
+        self, device: Runner, reference: Runner, model: tf.keras.Model, plan: Plan
+    ) -> None:
+        self._device, self._reference = device, reference
+        self._model, self._plan = model, plan
+        self._layout = layout_of(model)
+        self._initial = reference.get_weights()
+
+    def all(self) -> Iterator[tuple[str, Callable[[np.random.Generator], list[str]]]]:
+        """Every check with its name."""
+        size = self._plan.local_training.batch_size
+        yield "setting and getting weights", self._round_trip
+        for start, shaken in (("the initial", False), ("shaken", True)):
+            yield f"{_STEPS} steps from {start} weights", self._steps(shaken=shaken)
+            for real in sorted({size, (size + 1) // 2, 1, 0}, reverse=True):
+                name = f"one step from {start} weights, {real} of {size} examples real"
+                yield name, self._one_step(shaken=shaken, real=real)
+            yield f"inference with {start} weights", self._inference(shaken=shaken)
+        yield "clipping and noising", self._report
+
+    def _round_trip(self, rng: np.random.Generator) -> list[str]:
+        weights = rng.normal(size=self._layout.size).astype(np.float32)
+        size = self._device.set_weights(weights)
+        if size != self._layout.size:
+            return [f"set_weights returns {size}, the model has {self._layout.size} weights"]
+        if not np.array_equal(self._device.get_weights(), weights):
+            return ["get_weights does not return what set_weights was given"]
+        return []
+
+    def _steps(self, *, shaken: bool) -> Callable[[np.random.Generator], list[str]]:
+        """Several steps, so that the optimizer's state takes part."""
+
+        def check(rng: np.random.Generator) -> list[str]:
+            size = self._plan.local_training.batch_size
+            batches = [
+                self._batch(rng, real=size if step % 3 else (size + 1) // 2)
+                for step in range(_STEPS)
+            ]
+            start = self._start(rng, shaken=shaken)
+            rate = self._steady_rate(start, batches[0])
+            return self._training_faults(start, batches, rate)
+
+        return check
+
+    def _one_step(self, *, shaken: bool, real: int) -> Callable[[np.random.Generator], list[str]]:
+        """One step at learning rate 1, so that the gradient itself is compared."""
+
+        def check(rng: np.random.Generator) -> list[str]:
+            batch = self._batch(rng, real=real)
+            return self._training_faults(self._start(rng, shaken=shaken), [batch], 1.0)
+
+        return check
+
+    def _training_faults(self, start: Float32, batches: list[_Batch], rate: float) -> list[str]:
+        losses = []
+        for runner in (self._device, self._reference):
+            runner.set_weights(start)
+            losses.append([runner.train(b.x, b.y, b.weight, rate) for b in batches])
+        device, reference = self._device.get_weights(), self._reference.get_weights()
+        if not np.isfinite(reference).all():
+            return ["TensorFlow itself gets weights that are not finite"]
+        faults = []
+        rows = zip(*(self._layout.split(flat) for flat in (device, reference, start)))
+        for index, (ours, theirs, before) in enumerate(rows):
+            largest_step = float(np.max(np.abs(theirs - before)))
+            largest_weight = float(np.max(np.abs(theirs)))
+            allowed = _UPDATE_TOLERANCE * largest_step + _WEIGHT_TOLERANCE * largest_weight
+            error = float(np.max(np.abs(ours - theirs)))
+            if not error <= allowed:
+                layer = layer_of_variable(self._model, index)
+                name = self._layout.names[index]
+                faults.append(f"{layer}, {name}: off by {error:.3g}, allowed is {allowed:.3g}")
+        ours_losses, true_losses = losses
+        if not faults and not np.allclose(
+            ours_losses, true_losses, rtol=_OUTPUT_TOLERANCE, atol=1e-6
+        ):
+            faults.append(f"the loss is {ours_losses} instead of {true_losses}")
+        return faults
+
+    def _inference(self, *, shaken: bool) -> Callable[[np.random.Generator], list[str]]:
+        def check(rng: np.random.Generator) -> list[str]:
+            start = self._start(rng, shaken=shaken)
+            self._device.set_weights(start)
+            self._reference.set_weights(start)
+            for count in (1, 3):  # any number of examples
+                x = self._examples(rng, count)
+                ours, theirs = self._device.infer(x), self._reference.infer(x)
+                fault = _difference("the logits are", ours, theirs, _OUTPUT_TOLERANCE)
+                if fault:
+                    return fault
+            return []
+
+        return check
+
+    def _report(self, rng: np.random.Generator) -> list[str]:
+        """Small, large, zero and broken updates; clip norms around them; fed noise."""
+        size, initial = self._layout.size, self._initial
+        direction = rng.normal(size=size).astype(np.float32)
+        broken = {value: direction.copy() for value in (np.nan, np.inf)}
+        for value, update in broken.items():
+            update[size // 2] = value
+        updates = {
+            "a random update": direction,
+            "a zero update": np.zeros(size, np.float32),
+            "an update with NaN": broken[np.nan],
+            "an update with infinity": broken[np.inf],
+            "an update of a huge norm": direction * np.float32(1e30),
+        }
+        noise = rng.normal(size=size).astype(np.float32)
+        norm = float(np.linalg.norm(direction.astype(np.float64)))
+        faults = []
+        for name, update in updates.items():
+            current = initial + update
+            for clip_norm in (0.01 * norm, 100 * norm, self._plan.privacy.clip_norm):
+                for added in (np.zeros_like(noise), noise):
+                    fault = self._report_faults(current, clip_norm=clip_norm, noise=added)
+                    faults += [f"{name}, clip norm {clip_norm:.3g}: {text}" for text in fault]
+        return faults
+
+    def _report_faults(self, current: Float32, *, clip_norm: float, noise: Float32) -> list[str]:
+        self._device.set_weights(current)
+        self._reference.set_weights(current)
+        ours = self._device.privatize_update(self._initial, clip_norm, noise)
+        theirs = self._reference.privatize_update(self._initial, clip_norm, noise)
+        expected = clip_by_global_norm(current - self._initial, clip_norm=clip_norm) + noise
+        faults = _difference("the report is", ours, theirs, 1e-5)
+        faults += _difference("against protocol.clipping the report is", ours, expected, 1e-5)
+        norm = float(np.linalg.norm(ours.astype(np.float64)))
+        if not noise.any() and not norm <= np.float32(clip_norm):
+            faults.append(f"the report has the norm {norm:.9g}, above the clip norm")
+        return faults
+
+    def _steady_rate(self, start: Float32, batch: _Batch) -> float:
+        """A learning rate whose steps move the weights by a few percent.
+
+        The plan's rate may diverge on random data, and there rounding grows.
+        """
+        self._reference.set_weights(start)
+        self._reference.train(batch.x, batch.y, batch.weight, 1.0)
+        step = float(np.linalg.norm(self._reference.get_weights() - start))
+        reach = _PART_MOVED_PER_STEP * max(1.0, float(np.linalg.norm(start)))
+        return min(1.0, reach / step) if step > 0 else 1.0
+
+    def _start(self, rng: np.random.Generator, *, shaken: bool) -> Float32:
+        """The initial weights, or those plus noise.
+
+        A layer that starts at zero passes no gradient on, which would hide
+        every rule in front of it.
+        """
+        if not shaken:
+            return self._initial
+        return self._initial + rng.normal(scale=0.05, size=self._layout.size).astype(np.float32)
+
+    def _batch(self, rng: np.random.Generator, *, real: int) -> _Batch:
+        size = self._plan.local_training.batch_size
+        y = rng.integers(0, self._model.output_shape[-1], size).astype(np.int32)
+        weight = (np.arange(size) < real).astype(np.float32)
+        return _Batch(self._examples(rng, size), y, weight)
+
+    def _examples(self, rng: np.random.Generator, count: int) -> Float32:
+        return rng.normal(size=(count, *self._model.input_shape[1:])).astype(np.float32)
+
+
+def _difference(what: str, ours: Float32, theirs: Float32, tolerance: float) -> list[str]:
+    """A fault unless `ours` equals `theirs` up to `tolerance` of its largest entry."""
+    if ours.shape != theirs.shape:
+        return [f"{what} of shape {ours.shape} instead of {theirs.shape}"]
+    allowed = tolerance * float(np.max(np.abs(theirs), initial=0.0)) + 1e-7
+    error = float(np.max(np.abs(ours - theirs), initial=0.0))
+    return [] if error <= allowed else [f"{what} off by {error:.3g}, allowed is {allowed:.3g}"]

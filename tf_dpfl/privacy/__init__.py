@@ -1,0 +1,1 @@
+"""The privacy room: mechanisms as data, their accounting, calibration, ledger and card."""

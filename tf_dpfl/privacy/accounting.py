@@ -1,0 +1,324 @@
+"""Central epsilon of a list of mechanisms, by two accountants.
+
+`docs/privacy.md` states the semantics; in short:
+  * Poisson rounds: the privacy loss distribution (PLD) of the Poisson-sampled
+    Gaussian mechanism. Adding or removing one user and zeroing one user out
+    have the same PLD (dp_accounting, `from_gaussian_mechanism`).
+  * Fixed-size rounds: no amplification theorem for add-or-remove-one exists, so
+    they count as unsampled Gaussian rounds under zero-out; when every round is
+    of fixed size, the Renyi bound of sampling without replacement under
+    replace-one (Wang et al. 1808.00087, theorem 27) is tried too. It implies
+    zero-out, so the smaller of the two holds under zero-out.
+  * Lists compose, whatever is mixed; every step rounds upwards.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from fractions import Fraction
+from functools import lru_cache
+from importlib import metadata
+from typing import Any
+
+from tf_dpfl.privacy.mechanism import FIXED, POISSON, GaussianRounds
+from tf_dpfl.protocol.gaussian import gaussian_epsilon
+
+PLD = "pld"
+RDP = "rdp"
+
+ADD_OR_REMOVE = "add-or-remove-one"
+ZERO_OUT = "zero-out"
+
+# Noise outside of these is counted as none, and as the larger one: the bound
+# stays above the true epsilon, and no square of it overflows.
+_SMALLEST_NOISE = 1e-6
+_LARGEST_NOISE = 1e6
+# Below this noise one release costs an epsilon beyond 1000, amplification by
+# sampling is worth next to nothing, and the PLD's grid would grow like 1/z^2.
+_SMALLEST_AMPLIFIED_NOISE = 0.02
+# The PLD's Fourier transforms round by about 1e-16 a round; they are used while
+# that stays a thousandth of delta. The Renyi bound works in logarithms.
+_PLD_ROUNDING = 1e-13
+# The PLD's grid is refined until one refinement by _REFINEMENT changes epsilon
+# by less than this; the error falls faster than the step, so less is left.
+_GRID_TOLERANCE = 0.01
+_REFINEMENT = 4
+# Grid points of one round (5 microseconds each) and, roughly, of the whole
+# composition: bounds the time to a few seconds and memory to about 100 MB.
+_FIRST_GRID_POINTS = 500
+_LARGEST_ROUND_GRID = 250_000
+_LARGEST_TOTAL_GRID = 4_000_000
+_COARSEST_GRID_STEP = 1.0
+# dp_accounting's probabilities are differences of deltas over the step, each
+# rounded by about 1e-16: a finer step would drown them.
+_FINEST_GRID_STEP = 1e-6
+# Integer orders only: fractional ones do not converge for every q and noise.
+_ORDERS = (*range(2, 65), 80, 96, 128, 192, 256, 512, 1024)
+# Sampling without replacement costs time of the order squared up to 256.
+_FIXED_ORDERS = (*range(2, 33), 40, 48, 64, 96, 128, 320, 512, 1024)
+
+
+@dataclass(frozen=True)
+class CentralEpsilon:
+    """An epsilon and what it rests on.
+
+    `relation` is the neighbouring relation under which it holds: "zero-out"
+    (one user's updates are replaced by zero, whenever it takes part) or
+    "add-or-remove-one". `method` names the bound that gave the number.
+    """
+
+    epsilon: float
+    relation: str
+    method: str
+
+
+def central_epsilon(
+    spending: Sequence[GaussianRounds], *, delta: float, accountant: str = PLD
+) -> float:
+    """Epsilon of everything in `spending` together; see `account`."""
+    return account(spending, delta=delta, accountant=accountant).epsilon
+
+
+def account(
+    spending: Sequence[GaussianRounds], *, delta: float, accountant: str = PLD
+) -> CentralEpsilon:
+    """The smallest epsilon this module can prove for all of `spending`.
+
+    Args:
+      spending: mechanisms run one after another on the same users, in any order.
+      delta: in (0, 1).
+      accountant: "pld", the tight one, or "rdp" to cross-check it.
+
+    Returns:
+      epsilon >= 0; 0 without rounds, infinity when any round has no noise.
+
+    Raises ValueError on another delta or accountant.
+    """
+    if not 0 < delta < 1:
+        raise ValueError(f"delta={delta!r} must be in (0, 1)")
+    if accountant not in (PLD, RDP):
+        raise ValueError(f'accountant={accountant!r} must be "pld" or "rdp"')
+    merged = _merge(spending)
+    relation = ADD_OR_REMOVE if all(m.sampling != FIXED for m in merged) else ZERO_OUT
+    if not merged:
+        return CentralEpsilon(0.0, relation, "nothing released")
+    if any(m.noise_multiplier < _SMALLEST_NOISE for m in merged):
+        return CentralEpsilon(math.inf, relation, "no noise")
+    merged = tuple(
+        replace(m, noise_multiplier=min(m.noise_multiplier, _LARGEST_NOISE)) for m in merged
+    )
+    candidates = _candidates(merged, delta, accountant)
+    epsilon, method = min(candidates, key=lambda candidate: candidate[0])
+    return CentralEpsilon(epsilon, relation, method)
+
+
+def accountant_versions() -> str:
+    """The library behind the numbers, e.g. "dp_accounting 0.6.0"."""
+    return f"dp_accounting {metadata.version('dp-accounting')}"
+
+
+def _merge(spending: Sequence[GaussianRounds]) -> tuple[GaussianRounds, ...]:
+    """Equal mechanisms as one: the order of composition does not matter."""
+    rounds: dict[GaussianRounds, int] = {}
+    for mechanism in spending:
+        one = mechanism.with_rounds(1)
+        rounds[one] = rounds.get(one, 0) + mechanism.rounds
+    return tuple(one.with_rounds(n) for one, n in rounds.items() if n)
+
+
+def _candidates(
+    merged: tuple[GaussianRounds, ...], delta: float, accountant: str
+) -> list[tuple[float, str]]:
+    """Upper bounds of the same epsilon, with their names."""
+    amplified = [m for m in merged if m.sampling != FIXED and m.sampling_probability < 1]
+    plain = [m for m in merged if m not in amplified]
+    candidates = []
+    if accountant == PLD:
+        unamplified = gaussian_epsilon(noise_multiplier=_composed_noise(merged), delta=delta)
+        candidates.append((unamplified, "Gaussian closed form, no amplification"))
+        if amplified and delta >= _PLD_ROUNDING * sum(m.rounds for m in merged):
+            candidates.append((_pld_epsilon(amplified, plain, delta), "PLD"))
+    if accountant == RDP or amplified:
+        vectors = [_renyi(m, amplify=m in amplified) for m in merged]
+        epsilon = _rdp_epsilon(_ORDERS, vectors, merged, delta)
+        candidates.append((epsilon, "RDP"))
+    if all(m.sampling == FIXED for m in merged) and any(m.sampling_probability < 1 for m in merged):
+        vectors = [_renyi_without_replacement(m) for m in merged]
+        epsilon = _rdp_epsilon(_FIXED_ORDERS, vectors, merged, delta)
+        candidates.append((epsilon, "RDP of sampling without replacement, replace-one"))
+    return candidates
+
+
+def _composed_noise(mechanisms: Sequence[GaussianRounds]) -> float:
+    """The noise multiplier of one Gaussian release as revealing as all of these."""
+    # Scaled by the smallest: 1/z^2 of very small z would overflow.
+    smallest = min(m.noise_multiplier for m in mechanisms)
+    total = sum(m.rounds * (smallest / m.noise_multiplier) ** 2 for m in mechanisms)
+    return smallest / math.sqrt(total)
+
+
+# --- PLD ---------------------------------------------------------------------
+
+
+def _pld_epsilon(
+    amplified: Sequence[GaussianRounds], plain: Sequence[GaussianRounds], delta: float
+) -> float:
+    """Epsilon on ever finer grids; every grid gives an upper bound.
+
+    Infinity when the noise is too small for a grid of reasonable size.
+    """
+    # One composed Gaussian stands for all unsampled rounds.
+    rounds = list(amplified)
+    if plain:
+        rounds.append(GaussianRounds(_composed_noise(plain), POISSON, 1.0, 1))
+    if min(m.noise_multiplier for m in rounds) < _SMALLEST_AMPLIFIED_NOISE:
+        return math.inf
+    scales = [_Scale.of(m) for m in rounds]
+    largest = max(scale.largest_loss for scale in scales)
+    width = sum(scale.composed_width for scale in scales)
+    finest = max(largest / _LARGEST_ROUND_GRID, width / _LARGEST_TOTAL_GRID, _FINEST_GRID_STEP)
+    if finest > _COARSEST_GRID_STEP:
+        return math.inf
+    # A step beyond the deviation of one round's loss would hide that loss, and
+    # refining it once would change nothing: convergence would be mistaken.
+    step = min(
+        largest / _FIRST_GRID_POINTS,
+        _COARSEST_GRID_STEP,
+        *(scale.loss_deviation / 2 for scale in scales),
+    )
+    best = math.inf
+    while True:
+        step = max(step, finest)
+        previous, best = best, min(best, _pld_epsilon_on_grid(rounds, delta, step))
+        if previous - best <= _GRID_TOLERANCE * best or step == finest:
+            return best
+        step /= _REFINEMENT
+
+
+@dataclass(frozen=True)
+class _Scale:
+    """How far privacy losses of one mechanism reach; steers the grid only."""
+
+    largest_loss: float
+    loss_deviation: float
+    composed_width: float
+
+    @classmethod
+    def of(cls, mechanism: GaussianRounds) -> _Scale:
+        z, q = mechanism.noise_multiplier, mechanism.sampling_probability
+        # dp_accounting keeps losses within 10 standard deviations of the noise.
+        unsampled = 10 / z + 0.5 / z**2
+        largest = _sampled_loss(unsampled, q)
+        # Under the smaller distribution: the root of the chi-square divergence.
+        deviation = min(largest, q * math.sqrt(math.expm1(min(1 / z**2, 500.0))))
+        typical = max(deviation, math.sqrt(q) * min(largest, 1 / z + 0.5 / z**2))
+        # dp_accounting's Chernoff bounds on the composition, mass 1e-15 beyond.
+        n = mechanism.rounds
+        width = 4 * largest + 17 * math.sqrt(n) * typical + n * typical**2 / largest
+        return cls(largest, deviation, width)
+
+
+def _sampled_loss(loss: float, q: float) -> float:
+    """log(1 - q + q e^loss)."""
+    return math.log1p(q * math.expm1(loss)) if loss < 500 else loss + math.log(q)
+
+
+def _pld_epsilon_on_grid(rounds: Sequence[GaussianRounds], delta: float, step: float) -> float:
+    total = None
+    for m in rounds:
+        one = _pld_of_round(m.noise_multiplier, m.sampling_probability, step)
+        composed = one.self_compose(m.rounds)
+        total = composed if total is None else total.compose(composed)
+    return 0.0 if total is None else float(total.get_epsilon_for_delta(delta))
+
+
+@lru_cache(maxsize=16)
+def _pld_of_round(noise_multiplier: float, sampling_probability: float, step: float) -> Any:
+    """One Poisson-sampled Gaussian release; slow to import and to build."""
+    from dp_accounting.pld import privacy_loss_distribution
+
+    return privacy_loss_distribution.from_gaussian_mechanism(
+        noise_multiplier,
+        value_discretization_interval=step,
+        sampling_prob=sampling_probability,
+    )
+
+
+# --- RDP ---------------------------------------------------------------------
+
+
+def _rdp_epsilon(
+    orders: Sequence[int],
+    vectors: Sequence[Sequence[float]],
+    merged: Sequence[GaussianRounds],
+    delta: float,
+) -> float:
+    from dp_accounting.rdp import compute_epsilon
+
+    total = [
+        sum(m.rounds * vector[i] for m, vector in zip(merged, vectors)) for i in range(len(orders))
+    ]
+    finite = [(order, value) for order, value in zip(orders, total) if value < math.inf]
+    if not finite:
+        return math.inf
+    usable, values = zip(*finite)
+    return float(compute_epsilon(usable, values, delta)[0])
+
+
+def _renyi(mechanism: GaussianRounds, *, amplify: bool) -> tuple[float, ...]:
+    probability = mechanism.sampling_probability if amplify else 1.0
+    return _renyi_of_round(mechanism.noise_multiplier, probability)
+
+
+@lru_cache(maxsize=64)
+def _renyi_of_round(noise_multiplier: float, sampling_probability: float) -> tuple[float, ...]:
+    """Renyi divergences of one Poisson-sampled Gaussian release at `_ORDERS`."""
+    from dp_accounting import dp_event
+
+    event = dp_event.GaussianDpEvent(noise_multiplier)
+    return _renyi_of_event(
+        dp_event.PoissonSampledDpEvent(sampling_probability, event), replace_one=False
+    )
+
+
+def _renyi_without_replacement(mechanism: GaussianRounds) -> tuple[float, ...]:
+    return _renyi_of_fixed_round(mechanism.noise_multiplier, mechanism.sampling_probability)
+
+
+@lru_cache(maxsize=64)
+def _renyi_of_fixed_round(
+    noise_multiplier: float, sampling_probability: float
+) -> tuple[float, ...]:
+    """Renyi divergences of one fixed-size round under replace-one.
+
+    dp_accounting's noise multiplier there is the noise's standard deviation
+    over the L2 sensitivity under replace-one. Two updates clipped to C differ
+    by up to 2 C, hence half of ours (which is over C).
+    """
+    from dp_accounting import dp_event
+
+    event = dp_event.GaussianDpEvent(noise_multiplier / 2)
+    share = Fraction(sampling_probability)  # exact; the accountant divides the two again
+    return _renyi_of_event(
+        dp_event.SampledWithoutReplacementDpEvent(share.denominator, share.numerator, event),
+        replace_one=True,
+    )
+
+
+def _renyi_of_event(event: Any, *, replace_one: bool) -> tuple[float, ...]:
+    import numpy as np
+    from dp_accounting import NeighboringRelation, rdp
+
+    relation = NeighboringRelation.REPLACE_ONE
+    if not replace_one:
+        relation = NeighboringRelation.ADD_OR_REMOVE_ONE
+    accountant = rdp.RdpAccountant(_FIXED_ORDERS if replace_one else _ORDERS, relation)
+    with np.errstate(all="ignore"):  # overflow to infinity drops an order, safely
+        accountant.compose(event)
+    values = accountant._rdp  # dp_accounting 0.6.0 has no public reader of the vector
+    return tuple(
+        float(value) if value >= 0 else math.inf  # NaN and rounding below 0: order dropped
+        for value in values
+    )

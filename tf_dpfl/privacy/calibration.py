@@ -1,0 +1,93 @@
+"""Solving a target epsilon into the noise multiplier that gives it."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+from tf_dpfl.privacy.accounting import central_epsilon
+from tf_dpfl.privacy.mechanism import GaussianRounds
+from tf_dpfl.protocol.errors import PlanError
+from tf_dpfl.protocol.plan import Plan
+
+# The result's epsilon lies in [_CLOSENESS * target, target].
+_CLOSENESS = 0.99
+# Outside of these no plan is accepted and the accounting stops being exact.
+_SMALLEST_NOISE = 1e-3
+_LARGEST_NOISE = 1e5
+_MOST_BISECTIONS = 60
+
+
+def calibrate_plan(plan: Plan) -> Plan:
+    """The plan with `noise_multiplier` in place of `target_epsilon`.
+
+    All `server.rounds` rounds together then have a central epsilon of at most
+    the target and at least 0.99 of it, nothing else having been spent on the
+    same users. A plan that already has a noise multiplier is returned as is.
+
+    Raises PlanError when no usable noise gives the target.
+    """
+    target = plan.privacy.target_epsilon
+    if target is None:
+        return plan
+    # The noise does not matter here: `calibrated_noise` puts its own in.
+    release = GaussianRounds(
+        noise_multiplier=1.0,
+        sampling=plan.clients.sampling,
+        sampling_probability=plan.clients.sampling_probability,
+        rounds=plan.server.rounds,
+    )
+    noise = calibrated_noise(release, target_epsilon=target, delta=plan.privacy.delta)
+    return plan.with_noise_multiplier(noise)
+
+
+def calibrated_noise(release: GaussianRounds, *, target_epsilon: float, delta: float) -> float:
+    """The least noise multiplier, to 1 % of epsilon, that keeps to the target.
+
+    Args:
+      release: the rounds; its own noise multiplier is ignored.
+      target_epsilon: > 0.
+      delta: in (0, 1).
+
+    Returns:
+      a noise multiplier whose `central_epsilon` is in [0.99 * target, target].
+
+    Raises PlanError when there is none between 0.001 and 100000.
+    """
+    if not target_epsilon > 0:
+        raise PlanError([f"privacy.target_epsilon={target_epsilon!r} must be > 0"])
+
+    def epsilon(noise: float) -> float:
+        return central_epsilon([replace(release, noise_multiplier=noise)], delta=delta)
+
+    high = 1.0
+    while epsilon(high) > target_epsilon:
+        high *= 2
+        if high > _LARGEST_NOISE:
+            raise _impossible(target_epsilon, release, "too small: it needs more noise than any")
+    low = high / 2
+    while not epsilon(low) > target_epsilon:
+        high, low = low, low / 2
+        if low < _SMALLEST_NOISE:
+            raise _impossible(target_epsilon, release, "too large: it needs next to no noise in")
+    for _ in range(_MOST_BISECTIONS):
+        reached = epsilon(high)
+        if reached >= _CLOSENESS * target_epsilon:
+            return high
+        middle = (low + high) / 2
+        if epsilon(middle) > target_epsilon:
+            low = middle
+        else:
+            high = middle
+    raise _impossible(
+        target_epsilon, release, "where the accounting is too coarse to be met to 1 % in"
+    )
+
+
+def _impossible(target: float, release: GaussianRounds, why: str) -> PlanError:
+    return PlanError(
+        [
+            f"privacy.target_epsilon={target:g} is {why} usable plan of {release.rounds} "
+            f"{release.sampling} rounds at sampling probability "
+            f"{release.sampling_probability:g}; change it, or set privacy.noise_multiplier"
+        ]
+    )

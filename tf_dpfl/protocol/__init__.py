@@ -1,0 +1,1 @@
+"""The ground: what simulation, export, devices and server must agree on."""

@@ -1,0 +1,87 @@
+"""Epsilon of the unsampled Gaussian mechanism, in closed form.
+
+A device computes its own local epsilon with this before it sends anything, so
+it needs nothing but the standard library. Source: Balle & Wang 2018
+(1805.06530), theorem 8; k reports with the noise multiplier s compose to one
+with s / sqrt(k) (Dong et al. 1905.02383, corollary 3.3).
+"""
+
+from __future__ import annotations
+
+import math
+
+from tf_dpfl.protocol.checks import require_finite_nonnegative
+from tf_dpfl.protocol.noise import noise_stddev_of_share
+from tf_dpfl.protocol.plan import Privacy
+
+# Below this argument erfc underflows; the asymptotic series takes over.
+_ERFC_SMALLEST = -26.0
+
+
+def gaussian_epsilon(*, noise_multiplier: float, delta: float, reports: int = 1) -> float:
+    """Smallest epsilon of `reports` Gaussian mechanisms at `delta`.
+
+    Args:
+      noise_multiplier: noise standard deviation / L2 sensitivity, >= 0.
+      delta: in (0, 1).
+      reports: number of composed releases, >= 0.
+
+    Returns:
+      epsilon >= 0; infinity without noise, 0 without reports.
+    """
+    require_finite_nonnegative("noise_multiplier", noise_multiplier)
+    if not 0 < delta < 1:
+        raise ValueError(f"delta={delta!r} must be in (0, 1)")
+    if not reports >= 0:
+        raise ValueError(f"reports={reports!r} must be >= 0")
+    if reports == 0:
+        return 0.0
+    if noise_multiplier == 0:
+        return math.inf
+    mu = math.sqrt(reports) / noise_multiplier
+    if _delta(mu, 0.0) <= delta:
+        return 0.0
+    low, high = 0.0, 1.0
+    while _delta(mu, high) > delta:
+        low, high = high, high * 2
+    while high - low > 1e-12 * high:
+        middle = (low + high) / 2
+        if middle in (low, high):
+            break
+        low, high = (middle, high) if _delta(mu, middle) > delta else (low, middle)
+    return high  # the upper end: never below the true value
+
+
+def _delta(mu: float, epsilon: float) -> float:
+    """delta(epsilon) of the mu-GDP Gaussian mechanism."""
+    first = _log_normal_cdf(mu / 2 - epsilon / mu)
+    second = epsilon + _log_normal_cdf(-mu / 2 - epsilon / mu)
+    return math.exp(first) - math.exp(second) if first > second else 0.0
+
+
+def _log_normal_cdf(x: float) -> float:
+    """log Phi(x), accurate in the far lower tail."""
+    if x > _ERFC_SMALLEST:
+        return math.log(0.5 * math.erfc(-x / math.sqrt(2)))
+    inverse_square = 1.0 / (x * x)
+    series = 1.0 - inverse_square * (1.0 - 3.0 * inverse_square * (1.0 - 5.0 * inverse_square))
+    return -0.5 * x * x - math.log(-x) - 0.5 * math.log(2 * math.pi) + math.log(series)
+
+
+def local_epsilon(privacy: Privacy, *, reports: int) -> float:
+    """Epsilon of `reports` reports of one device against whoever sees them singly.
+
+    Local differential privacy compares any two data sets of the device, so two
+    clipped updates differ by up to 2 * clip_norm (replace-one); the noise is one
+    share. Infinite when the plan leaves the noise to the server.
+    """
+    if privacy.noise != "device":
+        return math.inf if reports else 0.0
+    share = noise_stddev_of_share(
+        clip_norm=privacy.clip_norm,
+        noise_multiplier=privacy.calibrated_noise_multiplier,
+        smallest_cohort=privacy.smallest_cohort,
+    )
+    return gaussian_epsilon(
+        noise_multiplier=share / (2 * privacy.clip_norm), delta=privacy.delta, reports=reports
+    )

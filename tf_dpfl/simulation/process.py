@@ -1,0 +1,199 @@
+"""The TFF learning process of a plan and a Keras model."""
+
+from __future__ import annotations
+
+import contextlib
+from collections import OrderedDict
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+import numpy as np
+import tensorflow as tf
+import tensorflow_federated as tff
+from numpy.typing import NDArray
+
+from models.shapes import require_declared_input
+from models.validate import validate_model
+from tf_dpfl.client_work.computation import ClientComputation, layout_of
+from tf_dpfl.protocol.plan import Plan, Server
+from tf_dpfl.simulation.aggregation import SEED_TYPE, build_aggregation_process
+from tf_dpfl.simulation.noise import derive_seed, seed_from_os
+from tf_dpfl.simulation.shard import shard_type, train_shard
+
+
+def build_learning_process(
+    plan: Plan,
+    model: tf.keras.Model,
+    *,
+    noise_seed: NDArray[np.int64] | None = None,
+) -> tff.learning.templates.LearningProcess:
+    """Federated averaging with user-level differential privacy, as the plan says.
+
+    `initialize()` starts from the model's current weights; `next(state, shards)`
+    takes what `make_shards` returns and gives the new state and the metrics
+    `reports`, `nonfinite` (int32) and `released` (bool). Users weigh equally and
+    the sum is divided by `clients.clients_per_round`. A round with fewer than
+    `privacy.smallest_cohort` reports leaves the model as it was.
+
+    Args:
+      plan: with a noise multiplier (see `calibrate_plan`).
+      model: a Sequential or functional Keras model ending in logits; it is
+        cloned, never changed.
+      noise_seed: int64 [2]; None takes 128 bits from the operating system. With
+        a seed somebody else knows, the noise protects nobody from them.
+
+    Returns:
+      A `tff.learning.templates.LearningProcess` whose model weights are a
+      `tff.learning.models.ModelWeights`.
+
+    Raises:
+      ModelError: naming every layer that differential privacy cannot take.
+      PlanError: when the plan has a target epsilon but no noise multiplier yet.
+    """
+    require_declared_input(model)
+    validate_model(model)
+    seed = seed_from_os() if noise_seed is None else np.asarray(noise_seed, np.int64)
+    layout = layout_of(model)
+    initial = tff.learning.models.ModelWeights(
+        [v.numpy() for v in model.trainable_variables],
+        [v.numpy() for v in model.non_trainable_variables],
+    )
+    weights_type = tff.to_type(
+        tff.learning.models.ModelWeights(
+            [tff.TensorType(v.dtype, v.shape) for v in initial.trainable],
+            [tff.TensorType(v.dtype, v.shape) for v in initial.non_trainable],
+        )
+    )
+    shards_type = shard_type(plan, model.input_shape[1:])
+    aggregation = build_aggregation_process(plan, size=layout.size)
+    server_optimizer = build_server_optimizer(plan.server)
+
+    @tff.tensorflow.computation
+    def initialize_state() -> Any:
+        weights = tff.learning.models.ModelWeights(
+            [tf.constant(v) for v in initial.trainable],
+            [tf.constant(v) for v in initial.non_trainable],
+        )
+        specs = [tf.TensorSpec(v.shape, v.dtype) for v in initial.trainable]
+        return tff.learning.templates.LearningAlgorithmState(
+            global_model_weights=weights,
+            distributor=(),
+            client_work=OrderedDict(round_number=tf.constant(0, tf.int64)),
+            aggregator=OrderedDict(noise_seed=tf.constant(seed)),
+            finalizer=server_optimizer.initialize(specs),
+        )
+
+    state_type = initialize_state.type_signature.result
+
+    @tff.tensorflow.computation(state_type)
+    def round_seed(state: Any) -> Any:
+        return derive_seed(state.aggregator["noise_seed"], state.client_work["round_number"])
+
+    with _keras_classes_restored(model):
+
+        @tff.tensorflow.computation(weights_type, SEED_TYPE, shards_type)
+        def client(weights: Any, noise_seed: Any, shard: Any) -> Any:
+            local = tf.keras.models.clone_model(model)
+            computation = ClientComputation(local, plan.local_training)
+
+            @tf.function(autograph=False)
+            def run(weights: Any, noise_seed: tf.Tensor, shard: Any) -> Any:
+                for variable, value in zip(local.non_trainable_variables, weights.non_trainable):
+                    variable.assign(value)
+                return train_shard(
+                    computation, _join(weights.trainable), noise_seed, shard, plan=plan
+                )
+
+            return run(weights, noise_seed, shard)
+
+    @tff.tensorflow.computation(state_type, aggregation.next.type_signature.result.result.member)
+    def finalize(state: Any, aggregate: Any) -> Any:
+        old = state.global_model_weights
+        average = aggregate["average"]
+        gradients = [-piece for piece in _split(average, old.trainable)]
+        optimizer_state, trainable = server_optimizer.next(
+            state.finalizer, list(old.trainable), gradients
+        )
+
+        def if_released(new: Any, kept: Any) -> Any:
+            return tf.nest.map_structure(
+                lambda a, b: tf.where(aggregate["released"], a, b), new, kept
+            )
+
+        return tff.learning.templates.LearningAlgorithmState(
+            global_model_weights=tff.learning.models.ModelWeights(
+                if_released(list(trainable), list(old.trainable)), old.non_trainable
+            ),
+            distributor=(),
+            client_work=OrderedDict(round_number=state.client_work["round_number"] + 1),
+            aggregator=state.aggregator,
+            finalizer=if_released(optimizer_state, state.finalizer),
+        )
+
+    @tff.tensorflow.computation(state_type)
+    def weights_of(state: Any) -> Any:
+        return state.global_model_weights
+
+    @tff.tensorflow.computation(state_type, weights_type)
+    def with_weights(state: Any, weights: Any) -> Any:
+        return tff.learning.templates.LearningAlgorithmState(
+            weights, state.distributor, state.client_work, state.aggregator, state.finalizer
+        )
+
+    @tff.federated_computation()
+    def initialize() -> Any:
+        return tff.federated_eval(initialize_state, tff.SERVER)
+
+    @tff.federated_computation(
+        tff.FederatedType(state_type, tff.SERVER), tff.FederatedType(shards_type, tff.CLIENTS)
+    )
+    def next_fn(state: Any, shards: Any) -> Any:
+        seed_now = tff.federated_map(round_seed, state)
+        weights = tff.federated_broadcast(tff.federated_map(weights_of, state))
+        reports = tff.federated_map(client, (weights, tff.federated_broadcast(seed_now), shards))
+        aggregate = aggregation.next(seed_now, reports)
+        metrics = OrderedDict(
+            reports=aggregate.measurements["reports"],
+            nonfinite=aggregate.measurements["nonfinite"],
+            released=aggregate.result["released"],
+        )
+        return tff.learning.templates.LearningProcessOutput(
+            tff.federated_map(finalize, (state, aggregate.result)), tff.federated_zip(metrics)
+        )
+
+    return tff.learning.templates.LearningProcess(initialize, next_fn, weights_of, with_weights)
+
+
+@contextlib.contextmanager
+def _keras_classes_restored(model: tf.keras.Model) -> Iterator[None]:
+    """Keeps models made before usable after layers are made inside TFF's graph.
+
+    Keras 2 switches a layer's class to its TF 1 form for good when one is made
+    inside a plain graph, and back when one is made eagerly.
+    """
+    try:
+        yield
+    finally:
+        tf.keras.models.clone_model(model)
+
+
+def build_server_optimizer(settings: Server) -> Any:
+    """TFF's own optimizer for the plan's server section."""
+    if settings.optimizer == "adam":
+        return tff.learning.optimizers.build_adam(
+            settings.learning_rate,
+            beta_1=settings.beta_1,
+            beta_2=settings.beta_2,
+            epsilon=settings.epsilon,
+        )
+    momentum = settings.momentum if settings.optimizer == "momentum" else None
+    return tff.learning.optimizers.build_sgdm(settings.learning_rate, momentum=momentum)
+
+
+def _join(tensors: Sequence[tf.Tensor]) -> tf.Tensor:
+    return tf.concat([tf.reshape(t, [-1]) for t in tensors], axis=0)
+
+
+def _split(flat: tf.Tensor, like: Sequence[tf.Tensor]) -> list[tf.Tensor]:
+    pieces = tf.split(flat, [t.shape.num_elements() for t in like])
+    return [tf.reshape(piece, t.shape) for piece, t in zip(pieces, like)]

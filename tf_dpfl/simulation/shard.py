@@ -1,0 +1,132 @@
+"""A shard: some users trained one after the other inside one TFF client.
+
+Most of a stock simulation's time goes into starting each client's graph and
+data set; a shard pays that once for many users. Every user is still trained,
+clipped and noised by itself, and only the sum leaves the shard.
+"""
+
+from __future__ import annotations
+
+from collections import OrderedDict
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+import numpy as np
+import tensorflow as tf
+import tensorflow_federated as tff
+from numpy.typing import NDArray
+
+from tf_dpfl.client_work.computation import ClientComputation
+from tf_dpfl.client_work.local_training import train_locally
+from tf_dpfl.client_work.update import is_finite_update
+from tf_dpfl.data.federated import FederatedData, padded_clients
+from tf_dpfl.protocol.noise import noise_stddev_of_share
+from tf_dpfl.protocol.plan import Plan
+from tf_dpfl.simulation.noise import derive_seed, seeded_gaussian_noise
+
+
+def padded_examples(plan: Plan) -> int:
+    """Examples per client rounded up to whole batches."""
+    size = plan.local_training.batch_size
+    return -(-plan.clients.examples_per_client // size) * size
+
+
+def shard_type(plan: Plan, input_shape: Sequence[int]) -> tff.Type:
+    """The TFF type of one shard of k users; k is open.
+
+    `x` float32 [k, n, *input_shape], `y` int32 [k, n], `count` int32 [k] (real
+    examples of each user, the rest is padding), `user_id` int64 [k] (unique in
+    a round: it picks the user's noise).
+    """
+    n = padded_examples(plan)
+    return tff.to_type(
+        OrderedDict(
+            x=tff.TensorType(np.float32, [None, n, *input_shape]),
+            y=tff.TensorType(np.int32, [None, n]),
+            count=tff.TensorType(np.int32, [None]),
+            user_id=tff.TensorType(np.int64, [None]),
+        )
+    )
+
+
+def make_shards(
+    data: FederatedData, user_ids: NDArray[np.int64], plan: Plan
+) -> list[OrderedDict[str, Any]]:
+    """The client data of one round: the cohort `user_ids` cut into shards.
+
+    Raises ValueError when a user is named twice: both would draw one noise.
+    """
+    if len(np.unique(user_ids)) != len(user_ids):
+        raise ValueError("user_ids names a user twice; a cohort holds each user once")
+    return [_shard(data, ids, plan) for ids in _slices(user_ids, plan.simulation.users_per_shard)]
+
+
+def _slices(ids: NDArray[np.int64], size: int) -> Iterator[NDArray[np.int64]]:
+    for start in range(0, len(ids), size):
+        yield ids[start : start + size]
+
+
+def _shard(data: FederatedData, user_ids: NDArray[np.int64], plan: Plan) -> OrderedDict[str, Any]:
+    x, y, count = padded_clients(data, user_ids, padded_examples(plan))
+    # Whole batches may leave room for more examples than the plan allows.
+    count = np.minimum(count, plan.clients.examples_per_client).astype(np.int32)
+    return OrderedDict(x=x, y=y, count=count, user_id=np.asarray(user_ids, np.int64))
+
+
+def train_shard(
+    computation: ClientComputation,
+    weights: tf.Tensor,
+    seed: tf.Tensor,
+    shard: OrderedDict[str, tf.Tensor],
+    *,
+    plan: Plan,
+) -> OrderedDict[str, tf.Tensor]:
+    """Trains, clips and noises each user of `shard` and adds the reports up.
+
+    Args:
+      computation: the client computation; its variables are scratch space.
+      weights: float32 [d], where every user starts.
+      seed: int64 [2], the round's noise seed.
+      shard: of `shard_type`.
+      plan: with a calibrated noise multiplier.
+
+    Returns:
+      `sum` float32 [d], `reports` int32 [], `nonfinite` int32 [] (users whose
+      update was not finite and counted as zero).
+    """
+    privacy = plan.privacy
+    size = computation.layout.size
+    stddev = (
+        noise_stddev_of_share(
+            clip_norm=privacy.clip_norm,
+            noise_multiplier=privacy.calibrated_noise_multiplier,
+            smallest_cohort=privacy.smallest_cohort,
+        )
+        if privacy.noise == "device"
+        else 0.0
+    )
+    clip_norm = tf.constant(privacy.clip_norm, tf.float32)
+
+    def one_user(
+        index: tf.Tensor, total: tf.Tensor, nonfinite: tf.Tensor
+    ) -> tuple[tf.Tensor, tf.Tensor, tf.Tensor]:
+        with tf.control_dependencies([computation.set_weights(weights)]):
+            start = tf.identity(weights)
+        x, y, count = (shard[key][index] for key in ("x", "y", "count"))
+        train_locally(computation, x, y, count, settings=plan.local_training)
+        noise = seeded_gaussian_noise(
+            derive_seed(seed, shard["user_id"][index]), size=size, stddev=stddev
+        )
+        report = computation.privatize_update(start, clip_norm, noise)
+        # Not logical_not: Grappler turns !(a < b) into a >= b, false for NaN.
+        broken = 1 - tf.cast(is_finite_update(computation.update(start)), tf.int32)
+        return index + 1, total + report, nonfinite + broken
+
+    reports = tf.shape(shard["user_id"])[0]
+    _, total, nonfinite = tf.while_loop(
+        lambda index, *_: index < reports,
+        one_user,
+        (tf.constant(0), tf.zeros([size]), tf.constant(0)),
+        parallel_iterations=1,  # the users share the computation's variables
+    )
+    return OrderedDict(sum=total, reports=reports, nonfinite=nonfinite)
