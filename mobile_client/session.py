@@ -330,8 +330,8 @@ def _read_data(rim: Rim, manifest: Manifest) -> Any:
     """This device's examples; at most as many as the plan allows."""
     return read_examples(
         rim.settings.data,
-        input_shape=manifest.input_shape,
-        classes=manifest.classes,
+        input_shape=manifest.interface.inputs[0].shape,
+        classes=manifest.interface.classes,
         limit=manifest.plan.clients.examples_per_client,
     )
 

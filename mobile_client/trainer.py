@@ -30,7 +30,7 @@ class Trainer:
     def __init__(self, model: bytes, manifest: Manifest):
         """Loads the file. Raises TaskError when it lacks a signature."""
         self._plan = manifest.plan
-        self._input_shape = manifest.input_shape
+        self._input_shape = manifest.interface.inputs[0].shape
         self._size = manifest.layout.size
         try:
             self._interpreter = load_interpreter(model)

@@ -7,8 +7,9 @@ from pathlib import Path
 
 import tensorflow as tf
 
-from models.shapes import first_line, require_declared_input
+from models.shapes import require_declared_input
 from tf_dpfl.protocol.errors import ModelError, StateError
+from tf_dpfl.protocol.imports import first_line
 
 
 def require_keepable(model: tf.keras.Model) -> None:

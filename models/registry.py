@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib
 import inspect
 from collections.abc import Callable
 from typing import Any
@@ -10,8 +9,9 @@ from typing import Any
 import tensorflow as tf
 
 from models import vision
-from models.shapes import check_shapes, first_line
+from models.shapes import check_shapes
 from tf_dpfl.protocol.errors import ModelError
+from tf_dpfl.protocol.imports import first_line, import_function
 
 _MODELS: dict[str, Callable[..., tf.keras.Model]] = {
     "linear": vision.linear,
@@ -47,7 +47,7 @@ def build_model(model: str, *, input_shape: tuple[int, ...], classes: int) -> tf
     sizes: dict[str, Any] = {"input_shape": tuple(input_shape), "classes": classes}
     name = f"task.model={model!r}"
     if ":" in model:
-        built = _call(name, _import(name, model), sizes)
+        built = _call(name, import_function(model, name=name), sizes)
     elif model in _MODELS:
         built = _MODELS[model](**sizes)
     else:
@@ -59,26 +59,6 @@ def build_model(model: str, *, input_shape: tuple[int, ...], classes: int) -> tf
         raise ModelError(f"{name} returned {type(built).__name__}; it must return a Keras model")
     check_shapes(built, **sizes, name=name)
     return built
-
-
-def _import(name: str, path: str) -> Callable[..., Any]:
-    module_name, _, function_name = path.partition(":")
-    if not module_name or not function_name.isidentifier():
-        raise ModelError(f'{name} must be "package.module:function"')
-    try:
-        module = importlib.import_module(module_name)
-    except (Exception, SystemExit) as error:  # user code may raise anything
-        raise ModelError(
-            f"{name}: module {module_name} can not be imported: {first_line(error)}"
-        ) from error
-    function = getattr(module, function_name, None)
-    if not callable(function):
-        what = "nothing" if function is None else type(function).__name__
-        raise ModelError(
-            f"{name}: {function_name} in {module_name} ({getattr(module, '__file__', 'built in')}) "
-            f"is {what}, not a function"
-        )
-    return function
 
 
 def _call(name: str, function: Callable[..., Any], sizes: dict[str, Any]) -> Any:

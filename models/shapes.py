@@ -7,6 +7,7 @@ from typing import Any
 import tensorflow as tf
 
 from tf_dpfl.protocol.errors import ModelError
+from tf_dpfl.protocol.imports import first_line
 
 
 def check_shapes(
@@ -62,12 +63,6 @@ def require_declared_input(model: tf.keras.Model) -> None:
             "tf.keras.Model(inputs, outputs) of one input; only these can be trained, saved and "
             "exported without their Python code"
         )
-
-
-def first_line(error: BaseException) -> str:
-    """The kind of an exception and the first line of its message."""
-    lines = str(error).strip().splitlines()
-    return f"{type(error).__name__}: {lines[0][:200]}" if lines else type(error).__name__
 
 
 def _declared_input_shape(model: Any) -> tuple[int | None, ...] | None:

@@ -8,8 +8,8 @@ from typing import Any
 import tensorflow as tf
 from keras.src.engine.base_layer import BaseRandomLayer
 
-from models.shapes import first_line
 from tf_dpfl.protocol.errors import ModelError
+from tf_dpfl.protocol.imports import first_line
 
 _LAYERS = tf.keras.layers
 

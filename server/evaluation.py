@@ -57,6 +57,8 @@ def load_test_data(path: Path, manifest: Manifest) -> tuple[Float32, Int32]:
     Raises DataError naming what does not fit the task.
     """
     try:
-        return read_examples(path, input_shape=manifest.input_shape, classes=manifest.classes)
+        return read_examples(
+            path, input_shape=manifest.interface.inputs[0].shape, classes=manifest.interface.classes
+        )
     except DataError as error:
         raise DataError(f"--test-data {error}") from None

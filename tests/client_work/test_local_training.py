@@ -37,7 +37,7 @@ def trained(model, settings, x, y, count):
     @tf.function
     def run(weights, x, y, count):
         computation.set_weights(weights)
-        train_locally(computation, x, y, count, settings=settings)
+        train_locally(computation, {"x": x, "y": y}, count, settings=settings)
         return computation.get_weights()
 
     return run(start, x, y, tf.constant(count)).numpy()
@@ -87,7 +87,7 @@ def test_every_user_starts_with_a_fresh_velocity():
     @tf.function
     def run(x, y):
         computation.set_weights(start)
-        train_locally(computation, x, y, tf.constant(N), settings=settings)
+        train_locally(computation, {"x": x, "y": y}, tf.constant(N), settings=settings)
         return computation.get_weights()
 
     np.testing.assert_array_equal(run(x, y).numpy(), run(x, y).numpy())

@@ -19,6 +19,7 @@ from tf_dpfl.export.operators import operators_of
 from tf_dpfl.export.task import keras_bytes
 from tf_dpfl.protocol.errors import DataError, ExportError, StateError, TaskError
 from tf_dpfl.protocol.files import sha256_hex
+from tf_dpfl.protocol.interface import ExampleInterface, ExampleTensor
 from tf_dpfl.protocol.manifest import TASK_FILES, FileDigest, Manifest, manifest_to_bytes
 from tf_dpfl.protocol.tensors import vector_to_bytes
 
@@ -167,8 +168,11 @@ def _write_state(state: Path, *, rounds: int = 2) -> tuple[tf.keras.Model, np.nd
         task_id="t",
         plan=plan_of(),
         layout=layout,
-        input_shape=(8, 8, 1),
-        classes=10,
+        interface=ExampleInterface(
+            (ExampleTensor("x", "float32", (8, 8, 1)),),
+            ExampleTensor("y", "int32", ()),
+            output_shape=(10,),
+        ),
         files=files,
         valid_from_s=1,
         valid_until_s=2,

@@ -17,6 +17,7 @@ from tf_dpfl.export.task import export_client
 from tf_dpfl.privacy.accounting import central_epsilon
 from tf_dpfl.privacy.mechanism import mechanism_of_plan
 from tf_dpfl.protocol.errors import DpflError, ExportError, ModelError, PlanError, StateError
+from tf_dpfl.protocol.interface import ExampleTensor
 from tf_dpfl.protocol.manifest import (
     CLIENT_FILE,
     KERAS_FILE,
@@ -50,7 +51,8 @@ def test_a_task_from_a_plan_is_whole_signed_and_of_the_given_weights(tmp_path: P
     for name, digest in manifest.files.items():
         digest.check(name, (out / name).read_bytes())
     assert manifest.plan == plan
-    assert (manifest.input_shape, manifest.classes) == ((8, 8, 1), 10)
+    assert manifest.interface.inputs == (ExampleTensor("x", "float32", (8, 8, 1)),)
+    assert manifest.interface.classes == 10
     assert manifest.valid_until_s - manifest.valid_from_s == 2 * 86400
     assert manifest.prior_spending == ()
     weights = vector_from_bytes((out / WEIGHTS_FILE).read_bytes(), size=manifest.layout.size)
@@ -65,7 +67,8 @@ def test_a_fresh_model_is_built_from_the_plan(tmp_path: Path) -> None:
     manifest = export_client(
         plan_of(), tmp_path / "task", signing_key=tmp_path / "k.pem", input_shape=(4,), classes=3
     )
-    assert (manifest.input_shape, manifest.classes) == ((4,), 3)
+    assert manifest.interface.inputs == (ExampleTensor("x", "float32", (4,)),)
+    assert manifest.interface.classes == 3
     assert manifest.layout.shapes[-1] == (3,)
 
 

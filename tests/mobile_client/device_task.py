@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
+from tf_dpfl.protocol.interface import ExampleInterface, ExampleTensor
 from tf_dpfl.protocol.manifest import (
     CLIENT_FILE,
     KERAS_FILE,
@@ -104,8 +105,11 @@ def sign_task(
         task_id="5" * 32,
         plan=plan_of(model, clients=clients, **(privacy or {})),
         layout=layout,
-        input_shape=SHAPES[model],
-        classes=CLASSES,
+        interface=ExampleInterface(
+            (ExampleTensor("x", "float32", SHAPES[model]),),
+            ExampleTensor("y", "int32", ()),
+            output_shape=(CLASSES,),
+        ),
         files={
             CLIENT_FILE: FileDigest.of(client),
             WEIGHTS_FILE: FileDigest.of(vector_to_bytes(weights)),

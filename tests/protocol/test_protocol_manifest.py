@@ -13,6 +13,7 @@ from plan_trees import plan_tree
 
 from tf_dpfl.protocol import manifest as m
 from tf_dpfl.protocol.errors import PlanError, TaskError
+from tf_dpfl.protocol.interface import ExampleInterface, ExampleTensor
 from tf_dpfl.protocol.plan import plan_from_dict
 from tf_dpfl.protocol.signing import REQUEST_PURPOSE, public_key_hex, random_id, sign
 from tf_dpfl.protocol.tensors import TensorLayout
@@ -23,8 +24,11 @@ MANIFEST = m.Manifest(
     task_id=random_id(),
     plan=plan_from_dict(plan_tree()),
     layout=LAYOUT,
-    input_shape=(8, 8, 1),
-    classes=10,
+    interface=ExampleInterface(
+        (ExampleTensor("x", "float32", (8, 8, 1)),),
+        ExampleTensor("y", "int32", ()),
+        output_shape=(10,),
+    ),
     files={
         m.CLIENT_FILE: m.FileDigest.of(b"client"),
         m.WEIGHTS_FILE: m.FileDigest.of(bytes(LAYOUT.nbytes)),
@@ -121,7 +125,7 @@ def test_an_oversized_manifest_is_refused_before_it_is_looked_at():
         m.verify_manifest(raw, "", public_key="")
 
 
-@pytest.mark.parametrize("version", [None, 0, 2, "1", 1.0, True, [1]])
+@pytest.mark.parametrize("version", [None, 0, 1, 3, "2", 2.0, True, [2]])
 def test_another_version_is_refused(version):
     with pytest.raises(TaskError, match="version"):
         verify(changed("version", to=version))
@@ -150,8 +154,14 @@ def test_every_entry_is_needed(path):
     ("path", "values"),
     [
         (("task_id",), ["", "../../etc", "a/b", "a\nb", ".hidden", "x" * 129, 7, None]),
-        (("classes",), [0, -1, 1.0, True, "10", None, 10**400]),
-        (("input_shape",), [[0], [1.5], [True], "88", 8, None, {"a": 1}]),
+        (("interface",), [None, [], {}, "x", {"inputs": []}]),
+        (("interface", "inputs"), [[], None, "x", [None], [{"name": "y"}]]),
+        (("interface", "inputs", 0, "name"), ["", "y", 3, None]),
+        (("interface", "inputs", 0, "dtype"), ["float64", "", None, 3, []]),
+        (("interface", "inputs", 0, "shape"), [[0], [1.5], [True], "88", 8, None, {"a": 1}]),
+        (("interface", "target", "name"), ["x", "z", None]),
+        (("interface", "output_shape"), [[0], [-1], [1.0], [True], 10, None, [10**400]]),
+        (("interface", "random_values"), [-1, 1.0, True, "3", None, 10**400]),
         (("valid_from_s",), [0, -5, 1.5, True, None, 2000, 10**400]),
         (("valid_until_s",), [0, 999, 1000, "2000", None]),
         (("files", "client.tflite"), [None, 3, [], {}]),

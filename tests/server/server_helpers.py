@@ -20,6 +20,7 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from server import admission
 from tf_dpfl.protocol import signing, wire
 from tf_dpfl.protocol.files import sha256_hex
+from tf_dpfl.protocol.interface import ExampleInterface, ExampleTensor
 from tf_dpfl.protocol.manifest import (
     CLIENT_FILE,
     KERAS_FILE,
@@ -90,8 +91,11 @@ def make_task(
         task_id=signing.random_id(),
         plan=plan,
         layout=TensorLayout(("w",), ((size,),)),
-        input_shape=(2,),
-        classes=2,
+        interface=ExampleInterface(
+            (ExampleTensor("x", "float32", (2,)),),
+            ExampleTensor("y", "int32", ()),
+            output_shape=(2,),
+        ),
         files={name: FileDigest.of(data) for name, data in files.items()},
         valid_from_s=now - 60,
         valid_until_s=now + 3600,

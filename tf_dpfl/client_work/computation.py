@@ -9,15 +9,20 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
+from typing import Any
 
 import tensorflow as tf
 from tensorflow.python.framework.func_graph import FuncGraph
 
-from tf_dpfl.client_work.losses import sparse_softmax_cross_entropy
+from tf_dpfl.client_work.interface import interface_of
+from tf_dpfl.client_work.losses import example_losses
 from tf_dpfl.client_work.optimizers import LocalOptimizer
 from tf_dpfl.client_work.update import privatize
+from tf_dpfl.protocol.interface import TARGET
 from tf_dpfl.protocol.plan import LocalTraining
 from tf_dpfl.protocol.tensors import TensorLayout
+
+Batch = Mapping[str, tf.Tensor]
 
 
 def layout_of(model: tf.keras.Model) -> TensorLayout:
@@ -31,12 +36,18 @@ def layout_of(model: tf.keras.Model) -> TensorLayout:
 class ClientComputation(tf.Module):
     """What one client computes with `model`; its variables are the client's state.
 
+    A batch is a mapping from the names of `interface` to tensors: the model's
+    inputs and the target `y`, each [B, ...].
+
     Args:
-      model: a built Keras model that ends in logits.
+      model: a built Sequential or functional Keras model with one output.
       local_training: the plan's section.
       op_gradients: for each op type of the model, the registered name of the
         gradient to use instead of TensorFlow's own. The exporter passes rules
         made of TFLite builtins; without it the native gradients are used.
+
+    Raises:
+      ModelError: the model does not fit the plan's loss; all faults at once.
     """
 
     def __init__(
@@ -49,7 +60,9 @@ class ClientComputation(tf.Module):
         super().__init__(name="client")
         self.model = model
         self.layout = layout_of(model)
+        self.interface = interface_of(model, local_training)
         self._variables = model.trainable_variables
+        self._losses = example_losses(local_training.loss)
         self._optimizer = LocalOptimizer(self._variables, local_training)
         self._op_gradients = dict(op_gradients or {})
 
@@ -64,20 +77,17 @@ class ClientComputation(tf.Module):
         """The current weights, float32 [d]."""
         return tf.concat([tf.reshape(v, [-1]) for v in self._variables], axis=0)
 
-    def train_batch(
-        self, x: tf.Tensor, y: tf.Tensor, weight: tf.Tensor, learning_rate: tf.Tensor
-    ) -> tf.Tensor:
+    def train_batch(self, batch: Batch, weight: tf.Tensor, learning_rate: tf.Tensor) -> tf.Tensor:
         """One local step; returns the weighted mean loss, float32 [].
 
         Args:
-          x: float32 [B, ...] inputs.
-          y: int32 [B] class ids.
+          batch: inputs and target, [B, ...] each.
           weight: float32 [B], 1 for an example and 0 for padding.
           learning_rate: float32 [].
         """
         graph = tf.compat.v1.get_default_graph()
         with graph.gradient_override_map(self._op_gradients):
-            losses = sparse_softmax_cross_entropy(y, self.model(x, training=True))
+            losses = self._losses(batch[TARGET], self._predict(batch, training=True))
             loss = tf.reduce_sum(losses * weight) / tf.maximum(tf.reduce_sum(weight), 1.0)
         # Not a GradientTape: a tape does not look at the override map.
         handles = [
@@ -91,9 +101,9 @@ class ClientComputation(tf.Module):
         self._optimizer.apply(gradients, learning_rate)
         return loss
 
-    def infer(self, x: tf.Tensor) -> tf.Tensor:
-        """Logits, float32 [n, classes], of x, float32 [n, ...]."""
-        return self.model(x, training=False)
+    def infer(self, inputs: Batch) -> tf.Tensor:
+        """The model's prediction, float32 [n, ...], for inputs of [n, ...] each."""
+        return self._predict(inputs, training=False)
 
     def update(self, initial: tf.Tensor) -> tf.Tensor:
         """Current weights minus `initial`, float32 [d]; not yet private."""
@@ -104,6 +114,10 @@ class ClientComputation(tf.Module):
     ) -> tf.Tensor:
         """The report, float32 [d]: clip(current - `initial`) + `noise`."""
         return privatize(self.update(initial), clip_norm=clip_norm, noise=noise)
+
+    def _predict(self, batch: Batch, *, training: bool) -> Any:
+        tensors = [batch[tensor.name] for tensor in self.interface.inputs]
+        return self.model(tensors[0] if len(tensors) == 1 else tensors, training=training)
 
     def _split(self, flat: tf.Tensor) -> Sequence[tf.Tensor]:
         pieces = tf.split(flat, [math.prod(shape) for shape in self.layout.shapes])

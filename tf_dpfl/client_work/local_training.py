@@ -4,14 +4,13 @@ from __future__ import annotations
 
 import tensorflow as tf
 
-from tf_dpfl.client_work.computation import ClientComputation
+from tf_dpfl.client_work.computation import Batch, ClientComputation
 from tf_dpfl.protocol.plan import LocalTraining
 
 
 def train_locally(
     computation: ClientComputation,
-    x: tf.Tensor,
-    y: tf.Tensor,
+    examples: Batch,
     count: tf.Tensor,
     *,
     settings: LocalTraining,
@@ -22,8 +21,8 @@ def train_locally(
 
     Args:
       computation: holds the weights; they are changed.
-      x: float32 [n, ...], n a static multiple of the batch size.
-      y: int32 [n].
+      examples: inputs and target of all examples, [n, ...] each, n a static
+        multiple of the batch size.
       count: int32 [], number of real examples, 0 to n.
       settings: the plan's section.
     """
@@ -33,12 +32,12 @@ def train_locally(
 
     def step(index: tf.Tensor) -> tuple[tf.Tensor]:
         start = index % batches * size
-        batch_x = tf.ensure_shape(x[start : start + size], [size, *x.shape[1:]])
-        batch_y = tf.ensure_shape(y[start : start + size], [size])
+        batch = {
+            name: tf.ensure_shape(values[start : start + size], [size, *values.shape[1:]])
+            for name, values in examples.items()
+        }
         weight = tf.cast(start + tf.range(size) < count, tf.float32)
-        with tf.control_dependencies(
-            [computation.train_batch(batch_x, batch_y, weight, learning_rate)]
-        ):
+        with tf.control_dependencies([computation.train_batch(batch, weight, learning_rate)]):
             return (index + 1,)
 
     tf.while_loop(

@@ -6,6 +6,7 @@ these are the same formulas on plain variables (tests hold them to Keras).
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 
 import tensorflow as tf
@@ -14,30 +15,85 @@ from tf_dpfl.protocol.plan import LocalTraining
 
 
 class LocalOptimizer(tf.Module):
-    """`sgd`: w -= lr * g. `momentum`: v = momentum * v + g; w -= lr * v."""
+    """`sgd`, `momentum` or `adam`, with FedProx' proximal term when the plan has one.
+
+    sgd: w -= lr * g. momentum: v = momentum * v + g; w -= lr * v. adam: Kingma &
+    Ba 1412.6980 with both bias corrections, as Keras computes it. The proximal
+    term adds mu * (w - start) to every gradient (Li et al. 1812.06127).
+    """
 
     def __init__(self, variables: Sequence[tf.Variable], settings: LocalTraining):
         super().__init__(name="local_optimizer")
         self._variables = list(variables)
-        self._momentum = settings.momentum
-        self._velocity = (
-            [tf.Variable(tf.zeros(v.shape, v.dtype), trainable=False) for v in variables]
-            if settings.optimizer == "momentum"
-            else []
-        )
+        self._settings = settings
+        slots = {"sgd": 0, "momentum": 1, "adam": 2}[settings.optimizer]
+        self._slots = [[_zeros_like(v) for v in variables] for _ in range(slots)]
+        self._step = tf.Variable(0.0, trainable=False) if settings.optimizer == "adam" else None
+        self._start = [_zeros_like(v) for v in variables] if settings.proximal else []
+
+    @property
+    def state_size(self) -> int:
+        """Number of float32 values of `get_state`."""
+        return sum(math.prod(variable.shape.as_list()) for variable in self._state)
+
+    @property
+    def _state(self) -> list[tf.Variable]:
+        step = [] if self._step is None else [self._step]
+        return [slot for slots in self._slots for slot in slots] + step
 
     def reset(self) -> None:
-        """Back to the state before the first step."""
-        for velocity in self._velocity:
-            velocity.assign(tf.zeros(velocity.shape, velocity.dtype))
+        """Back to the state before the first step, started at the current weights."""
+        for variable in self._state:
+            variable.assign(tf.zeros(variable.shape, variable.dtype))
+        for start, variable in zip(self._start, self._variables):
+            start.assign(variable)
+
+    def get_state(self) -> tf.Tensor:
+        """Everything a next round can go on from, float32 [state_size]."""
+        return tf.concat([tf.reshape(variable, [-1]) for variable in self._state], axis=0)
+
+    def set_state(self, state: tf.Tensor) -> None:
+        """Takes what `get_state` returned."""
+        pieces = tf.split(state, [math.prod(v.shape.as_list()) for v in self._state])
+        for variable, piece in zip(self._state, pieces):
+            variable.assign(tf.reshape(piece, variable.shape))
 
     def apply(self, gradients: Sequence[tf.Tensor], learning_rate: tf.Tensor) -> None:
         """One step with one gradient for each variable."""
-        if not self._velocity:
+        gradients = self._with_proximal_term(gradients)
+        if self._settings.optimizer == "sgd":
             for variable, gradient in zip(self._variables, gradients):
                 variable.assign_sub(learning_rate * gradient)
-            return
-        for variable, velocity, gradient in zip(self._variables, self._velocity, gradients):
-            step = self._momentum * velocity + gradient
-            velocity.assign(step)
-            variable.assign_sub(learning_rate * step)
+        elif self._settings.optimizer == "momentum":
+            for variable, velocity, gradient in zip(self._variables, self._slots[0], gradients):
+                step = self._settings.momentum * velocity + gradient
+                velocity.assign(step)
+                variable.assign_sub(learning_rate * step)
+        else:
+            self._apply_adam(gradients, learning_rate)
+
+    def _with_proximal_term(self, gradients: Sequence[tf.Tensor]) -> Sequence[tf.Tensor]:
+        mu = self._settings.proximal
+        if not mu:
+            return gradients
+        return [
+            gradient + mu * (variable - start)
+            for gradient, variable, start in zip(gradients, self._variables, self._start)
+        ]
+
+    def _apply_adam(self, gradients: Sequence[tf.Tensor], learning_rate: tf.Tensor) -> None:
+        beta_1, beta_2 = self._settings.beta_1, self._settings.beta_2
+        count = self._step + 1.0
+        self._step.assign(count)
+        rate = learning_rate * tf.sqrt(1.0 - tf.pow(beta_2, count)) / (1.0 - tf.pow(beta_1, count))
+        for variable, mean, square, gradient in zip(self._variables, *self._slots, gradients):
+            new_mean = mean + (gradient - mean) * (1.0 - beta_1)
+            new_square = square + (gradient * gradient - square) * (1.0 - beta_2)
+            mean.assign(new_mean)
+            square.assign(new_square)
+            step = rate * new_mean / (tf.sqrt(new_square) + self._settings.epsilon)
+            variable.assign_sub(step)
+
+
+def _zeros_like(variable: tf.Variable) -> tf.Variable:
+    return tf.Variable(tf.zeros(variable.shape, variable.dtype), trainable=False)

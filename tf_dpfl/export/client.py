@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import tensorflow as tf
@@ -14,6 +14,7 @@ from tf_dpfl.export.gradients.rules import UnsupportedOpError
 from tf_dpfl.export.layers import layer_of_op, refuse_ops_without_gradient
 from tf_dpfl.protocol import signatures
 from tf_dpfl.protocol.errors import ExportError
+from tf_dpfl.protocol.interface import ExampleTensor
 from tf_dpfl.protocol.plan import Plan
 
 
@@ -23,54 +24,25 @@ def build_client_tflite(model: tf.keras.Model, plan: Plan) -> bytes:
     The file is not checked here: `verify.verify_client_tflite` does that.
 
     Args:
-      model: a built Keras model of one float32 input that ends in logits; its
-        weights are not changed.
-      plan: `local_training` gives batch size and optimizer.
+      model: a built Keras model with one output; its weights are not changed.
+      plan: `local_training` gives batch size, loss and optimizer.
 
     Raises:
       ExportError: names each layer and op that has no gradient rule or no
         TFLite builtin.
+      ModelError: the model does not fit the plan's loss.
     """
-    check_interface(model)
     rules = op_gradients()
-    refuse_ops_without_gradient(model, rules)
     computation = ClientComputation(model, plan.local_training, op_gradients=rules)
+    refuse_ops_without_gradient(model, rules)
     try:
-        functions = _signatures(
-            computation,
-            input_shape=tuple(model.input_shape[1:]),
-            batch_size=plan.local_training.batch_size,
-        )
+        functions = _signatures(computation, batch_size=plan.local_training.batch_size)
     except UnsupportedOpError as error:
         raise ExportError(f"{layer_of_op(model, error.op_name)}: {error}") from None
     return convert(computation, functions, model=model, variables_change=True)
 
 
-def check_interface(model: tf.keras.Model) -> None:
-    """Raises ExportError unless `model` maps one float32 tensor to logits [n, classes]."""
-    inputs, outputs = model.inputs or [], model.outputs or []
-    if len(inputs) != 1 or len(outputs) != 1:
-        raise ExportError(
-            f"the model has {len(inputs)} inputs and {len(outputs)} outputs; a Sequential or "
-            "functional model with one of each can be exported"
-        )
-    shape = tuple(inputs[0].shape)
-    if inputs[0].dtype != tf.float32 or None in shape[1:] or shape[0] is not None:
-        raise ExportError(
-            f"the model's input is {inputs[0].dtype.name} of shape {shape}; it must be float32 "
-            "of shape (None, ...) with fixed sizes"
-        )
-    shape = tuple(outputs[0].shape)
-    if outputs[0].dtype != tf.float32 or len(shape) != 2 or shape[1] is None:
-        raise ExportError(
-            f"the model's output is {outputs[0].dtype.name} of shape {shape}; it must be "
-            "float32 logits of shape (None, classes)"
-        )
-
-
-def _signatures(
-    computation: ClientComputation, *, input_shape: tuple[int, ...], batch_size: int
-) -> dict[str, Any]:
+def _signatures(computation: ClientComputation, *, batch_size: int) -> dict[str, Any]:
     """One concrete function per name in `protocol.signatures`."""
     flat = [computation.layout.size]
 
@@ -81,11 +53,10 @@ def _signatures(
         return tf.TensorSpec([], tf.float32, name)
 
     train = _concrete(
-        lambda x, y, weight, learning_rate: {
-            "loss": computation.train_batch(x, y, weight, learning_rate)
+        lambda batch, weight, learning_rate: {
+            "loss": computation.train_batch(batch, weight, learning_rate)
         },
-        tf.TensorSpec([batch_size, *input_shape], tf.float32, "x"),
-        tf.TensorSpec([batch_size], tf.int32, "y"),
+        tensor_specs(computation.interface.tensors, batch_size),
         tf.TensorSpec([batch_size], tf.float32, "weight"),
         scalar("learning_rate"),
     )
@@ -100,7 +71,7 @@ def _signatures(
     return {
         signatures.TRAIN: train,
         signatures.PRIVATIZE_UPDATE: privatize_update,
-        signatures.INFER: infer_signature(computation.infer, input_shape=input_shape),
+        signatures.INFER: infer_signature(computation.infer, computation.interface.inputs),
         signatures.GET_WEIGHTS: _concrete(lambda: {"weights": computation.get_weights()}),
         signatures.SET_WEIGHTS: _concrete(
             lambda weights: {"size": computation.set_weights(weights)}, vector("weights")
@@ -108,14 +79,22 @@ def _signatures(
     }
 
 
-def infer_signature(infer: Callable[[Any], Any], *, input_shape: tuple[int, ...]) -> Any:
-    """The signature `infer` (any number of examples) of a function from x to logits."""
-    return _concrete(
-        lambda x: {"logits": infer(x)}, tf.TensorSpec([None, *input_shape], tf.float32, "x")
-    )
+def tensor_specs(
+    tensors: Sequence[ExampleTensor], batch_size: int | None
+) -> dict[str, tf.TensorSpec]:
+    """Name -> spec of a batch of `tensors`."""
+    return {
+        tensor.name: tf.TensorSpec([batch_size, *tensor.shape], tensor.dtype, tensor.name)
+        for tensor in tensors
+    }
 
 
-def _concrete(function: Callable[..., Any], *specs: tf.TensorSpec) -> Any:
+def infer_signature(infer: Callable[[Any], Any], inputs: Sequence[ExampleTensor]) -> Any:
+    """The signature `infer` (any number of examples) of a function of `inputs` by name."""
+    return _concrete(lambda batch: {"logits": infer(batch)}, tensor_specs(inputs, None))
+
+
+def _concrete(function: Callable[..., Any], *specs: Any) -> Any:
     """`function` traced without autograph.
 
     The computation has no Python control flow on tensors, and autograph would

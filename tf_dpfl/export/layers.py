@@ -58,9 +58,12 @@ def refuse_ops_without_gradient(model: tf.keras.Model, op_gradients: Mapping[str
     Looked at are the ops between the trainable variables and the logits: those
     that a gradient goes through.
     """
-    spec = tf.TensorSpec([1, *model.input_shape[1:]], tf.float32)
-    forward = tf.function(lambda x: model(x, training=True), autograph=False)
-    traced = forward.get_concrete_function(spec)
+    specs = [tf.TensorSpec([1, *tensor.shape[1:]], tensor.dtype) for tensor in model.inputs]
+    forward = tf.function(
+        lambda *inputs: model(inputs[0] if len(inputs) == 1 else list(inputs), training=True),
+        autograph=False,
+    )
+    traced = forward.get_concrete_function(*specs)
     handles = {id(variable.handle) for variable in model.trainable_variables}
     sources = [inner for outer, inner in traced.graph.captures if id(outer) in handles]
     faults = []

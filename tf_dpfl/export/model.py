@@ -7,7 +7,6 @@ import json
 import os
 import shutil
 from collections.abc import Iterator, Mapping
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +14,8 @@ import numpy as np
 import tensorflow as tf
 
 from models.keeping import load_keras
-from tf_dpfl.export.client import check_interface, infer_signature
+from tf_dpfl.client_work.interface import inputs_of
+from tf_dpfl.export.client import infer_signature
 from tf_dpfl.export.convert import convert
 from tf_dpfl.export.digest import (
     CARD_FILES_KEY,
@@ -91,7 +91,7 @@ def export_model(
         raise ExportError(f"{out}: must end in .keras, or Keras will not load it")
     trained = load_trained(run_or_state)
     model = trained.model
-    check_interface(model)
+    inputs_of(model)
     representative = None
     if format == TFLITE_INT8:
         representative = load_representative(
@@ -161,9 +161,7 @@ def _write_tflite(
 ) -> None:
     module = tf.Module()
     module.model = model
-    infer = infer_signature(
-        partial(model, training=False), input_shape=tuple(model.input_shape[1:])
-    )
+    infer = infer_signature(lambda batch: model(batch["x"], training=False), inputs_of(model))
 
     def configure(converter: Any) -> None:
         if format == TFLITE_FLOAT16:

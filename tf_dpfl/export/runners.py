@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -10,6 +10,7 @@ import numpy as np
 import tensorflow as tf
 
 from tf_dpfl.client_work.computation import ClientComputation
+from tf_dpfl.export.client import tensor_specs
 from tf_dpfl.export.quiet import quiet
 from tf_dpfl.protocol import signatures
 from tf_dpfl.protocol.errors import ExportError
@@ -17,19 +18,22 @@ from tf_dpfl.protocol.interpreter import load_interpreter
 from tf_dpfl.protocol.plan import Plan
 from tf_dpfl.protocol.tensors import Float32
 
+Arrays = Mapping[str, Any]
+
 
 @dataclass(frozen=True)
 class Runner:
     """What a client can be asked for; NumPy in and out, as in `protocol.signatures`.
 
-    `train` takes (x, y, weight, learning_rate) and returns the loss;
+    `train` takes (batch, weight, learning_rate) and returns the loss; a batch maps
+    the names of the interface to arrays, as do the inputs of `infer`.
     `privatize_update` takes (initial, clip_norm, noise).
     """
 
     set_weights: Callable[[Float32], int]
     get_weights: Callable[[], Float32]
-    train: Callable[[Float32, Any, Float32, float], float]
-    infer: Callable[[Float32], Float32]
+    train: Callable[[Arrays, Float32, float], float]
+    infer: Callable[[Arrays], Float32]
     privatize_update: Callable[[Float32, float, Float32], Float32]
 
 
@@ -39,24 +43,23 @@ def tensorflow_runner(model: tf.keras.Model, plan: Plan) -> Runner:
     Its weights are the model's variables.
     """
     computation = ClientComputation(model, plan.local_training)
-    batch, shape = plan.local_training.batch_size, list(model.input_shape[1:])
+    size, interface = plan.local_training.batch_size, computation.interface
     vector = tf.TensorSpec([computation.layout.size], tf.float32)
     scalar = tf.TensorSpec([], tf.float32)
     set_weights = _trace(computation.set_weights, vector)
     get_weights = _trace(computation.get_weights)
     train = _trace(
         computation.train_batch,
-        tf.TensorSpec([batch, *shape], tf.float32),
-        tf.TensorSpec([batch], tf.int32),
-        tf.TensorSpec([batch], tf.float32),
+        tensor_specs(interface.tensors, size),
+        tf.TensorSpec([size], tf.float32),
         scalar,
     )
-    infer = _trace(computation.infer, tf.TensorSpec([None, *shape], tf.float32))
+    infer = _trace(computation.infer, tensor_specs(interface.inputs, None))
     privatize_update = _trace(computation.privatize_update, vector, scalar, vector)
     return Runner(
         set_weights=lambda weights: int(set_weights(weights)),
         get_weights=get_weights,
-        train=lambda x, y, weight, rate: float(train(x, y, weight, np.float32(rate))),
+        train=lambda batch, weight, rate: float(train(batch, weight, np.float32(rate))),
         infer=infer,
         privatize_update=lambda initial, clip_norm, noise: privatize_update(
             initial, np.float32(clip_norm), noise
@@ -64,10 +67,10 @@ def tensorflow_runner(model: tf.keras.Model, plan: Plan) -> Runner:
     )
 
 
-def _trace(function: Callable[..., Any], *specs: tf.TensorSpec) -> Callable[..., Any]:
+def _trace(function: Callable[..., Any], *specs: Any) -> Callable[..., Any]:
     """`function` as a graph for exactly these inputs, from NumPy to NumPy."""
-    traced = tf.function(function, autograph=False).get_concrete_function(*specs)
-    return lambda *values: np.array(traced(*(tf.constant(value) for value in values)))
+    traced = tf.function(function, autograph=False, input_signature=specs)
+    return lambda *values: np.array(traced(*tf.nest.map_structure(tf.constant, values)))
 
 
 def interpreter_runner(content: bytes) -> Runner:
@@ -83,8 +86,8 @@ def interpreter_runner(content: bytes) -> Runner:
         raise ExportError(f"client.tflite has the signatures {found}, not {signatures.ALL}")
     run = {name: _guarded(name, interpreter.get_signature_runner(name)) for name in found}
 
-    def train(x: Float32, y: Any, weight: Float32, rate: float) -> float:
-        arguments = {"x": x, "y": y, "weight": weight, "learning_rate": np.float32(rate)}
+    def train(batch: Arrays, weight: Float32, rate: float) -> float:
+        arguments = {**batch, "weight": weight, "learning_rate": np.float32(rate)}
         return float(run[signatures.TRAIN](**arguments)["loss"])
 
     def privatize_update(initial: Float32, clip_norm: float, noise: Float32) -> Float32:
@@ -95,7 +98,7 @@ def interpreter_runner(content: bytes) -> Runner:
         set_weights=lambda weights: int(run[signatures.SET_WEIGHTS](weights=weights)["size"]),
         get_weights=lambda: np.array(run[signatures.GET_WEIGHTS]()["weights"]),
         train=train,
-        infer=lambda x: np.array(run[signatures.INFER](x=x)["logits"]),
+        infer=lambda inputs: np.array(run[signatures.INFER](**inputs)["logits"]),
         privatize_update=privatize_update,
     )
 

@@ -17,7 +17,8 @@ from models.keeping import load_keras, require_keepable
 from models.registry import build_model
 from models.validate import validate_model
 from tf_dpfl.client_work.computation import layout_of
-from tf_dpfl.export.client import build_client_tflite, check_interface
+from tf_dpfl.client_work.interface import interface_of
+from tf_dpfl.export.client import build_client_tflite
 from tf_dpfl.export.folders import (
     CARD_FILE,
     MODEL_FILE,
@@ -103,7 +104,7 @@ def export_client(
     else:
         source = _from_run(Path(plan_or_run), model, overrides=overrides)
     validate_model(source.model)
-    check_interface(source.model)
+    interface = interface_of(source.model, source.plan.local_training)
     require_keepable(source.model)
     plan = calibrate_plan(source.plan)
     content = build_client_tflite(source.model, plan)
@@ -121,8 +122,7 @@ def export_client(
         task_id=signing.random_id(),
         plan=_without_folders(plan),
         layout=layout,
-        input_shape=tuple(source.model.input_shape[1:]),
-        classes=int(source.model.output_shape[-1]),
+        interface=interface,
         files={name: FileDigest.of(data) for name, data in files.items()},
         valid_from_s=now_s,
         valid_until_s=now_s + math.ceil(valid_for_days * _SECONDS_PER_DAY),

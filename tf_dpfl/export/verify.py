@@ -16,6 +16,7 @@ import tensorflow as tf
 from tf_dpfl.client_work.computation import layout_of
 from tf_dpfl.export.layers import layer_of_variable
 from tf_dpfl.export.operators import refuse_custom_ops
+from tf_dpfl.export.random_examples import RandomExamples
 from tf_dpfl.export.runners import Runner, interpreter_runner, tensorflow_runner
 from tf_dpfl.protocol.clipping import clip_by_global_norm
 from tf_dpfl.protocol.errors import ExportError
@@ -50,8 +51,7 @@ class Verification:
 class _Batch:
     """One padded batch, as the signature `train` takes it."""
 
-    x: Float32
-    y: Any
+    tensors: Mapping[str, Any]
     weight: Float32
 
 
@@ -106,6 +106,7 @@ class _Checks:
         self._model, self._plan = model, plan
         self._layout = layout_of(model)
         self._initial = reference.get_weights()
+        self._examples = RandomExamples(model, plan.local_training)
 
     def all(self) -> Iterator[tuple[str, Callable[[np.random.Generator], list[str]]]]:
         """Every check with its name."""
@@ -156,7 +157,7 @@ class _Checks:
         losses = []
         for runner in (self._device, self._reference):
             runner.set_weights(start)
-            losses.append([runner.train(b.x, b.y, b.weight, rate) for b in batches])
+            losses.append([runner.train(b.tensors, b.weight, rate) for b in batches])
         device, reference = self._device.get_weights(), self._reference.get_weights()
         if not np.isfinite(reference).all():
             return ["TensorFlow itself gets weights that are not finite"]
@@ -184,8 +185,8 @@ class _Checks:
             self._device.set_weights(start)
             self._reference.set_weights(start)
             for count in (1, 3):  # any number of examples
-                x = self._examples(rng, count)
-                ours, theirs = self._device.infer(x), self._reference.infer(x)
+                inputs = self._examples.inputs(rng, count)
+                ours, theirs = self._device.infer(inputs), self._reference.infer(inputs)
                 fault = _difference("the logits are", ours, theirs, _OUTPUT_TOLERANCE)
                 if fault:
                     return fault
@@ -237,7 +238,7 @@ class _Checks:
         The plan's rate may diverge on random data, and there rounding grows.
         """
         self._reference.set_weights(start)
-        self._reference.train(batch.x, batch.y, batch.weight, 1.0)
+        self._reference.train(batch.tensors, batch.weight, 1.0)
         step = float(np.linalg.norm(self._reference.get_weights() - start))
         reach = _PART_MOVED_PER_STEP * max(1.0, float(np.linalg.norm(start)))
         return min(1.0, reach / step) if step > 0 else 1.0
@@ -254,12 +255,8 @@ class _Checks:
 
     def _batch(self, rng: np.random.Generator, *, real: int) -> _Batch:
         size = self._plan.local_training.batch_size
-        y = rng.integers(0, self._model.output_shape[-1], size).astype(np.int32)
         weight = (np.arange(size) < real).astype(np.float32)
-        return _Batch(self._examples(rng, size), y, weight)
-
-    def _examples(self, rng: np.random.Generator, count: int) -> Float32:
-        return rng.normal(size=(count, *self._model.input_shape[1:])).astype(np.float32)
+        return _Batch(self._examples.batch(rng, size), weight)
 
 
 def _difference(what: str, ours: Float32, theirs: Float32, tolerance: float) -> list[str]:

@@ -15,11 +15,12 @@ from tf_dpfl.protocol import signing
 from tf_dpfl.protocol.checks import LARGEST_INTEGER
 from tf_dpfl.protocol.errors import PlanError, TaskError
 from tf_dpfl.protocol.files import sha256_hex
+from tf_dpfl.protocol.interface import ExampleInterface
 from tf_dpfl.protocol.plan import Plan, plan_from_dict, plan_to_dict
 from tf_dpfl.protocol.tensors import TensorLayout
 from tf_dpfl.protocol.wire import is_hex
 
-MANIFEST_VERSION = 1
+MANIFEST_VERSION = 2
 
 # The names of a task folder's files.
 MANIFEST_FILE = "manifest.json"
@@ -71,8 +72,7 @@ class Manifest:
     task_id: str
     plan: Plan
     layout: TensorLayout
-    input_shape: tuple[int, ...]
-    classes: int
+    interface: ExampleInterface
     files: Mapping[str, FileDigest]
     valid_from_s: int
     valid_until_s: int
@@ -99,8 +99,7 @@ def manifest_to_bytes(manifest: Manifest) -> bytes:
         "plan": plan_to_dict(plan),
         "privacy": {**_privacy_summary(plan), "central_epsilon": manifest.central_epsilon},
         "layout": manifest.layout.to_json(),
-        "input_shape": list(manifest.input_shape),
-        "classes": manifest.classes,
+        "interface": manifest.interface.to_json(),
         "files": {
             name: {"size": digest.size, "sha256": digest.sha256}
             for name, digest in manifest.files.items()
@@ -169,8 +168,7 @@ def parse_manifest(raw: bytes) -> Manifest:
             task_id=_task_id(tree["task_id"]),
             plan=plan,
             layout=TensorLayout.from_json(tree["layout"]),
-            input_shape=tuple(_positive(n, "input_shape") for n in tree["input_shape"]),
-            classes=_positive(tree["classes"], "classes"),
+            interface=ExampleInterface.from_json(tree["interface"]),
             files={
                 name: FileDigest(
                     _positive(tree["files"][name]["size"], f"files.{name}.size"),

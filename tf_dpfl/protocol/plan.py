@@ -17,6 +17,16 @@ from tf_dpfl.protocol.errors import PlanError
 
 PLAN_VERSION = 1
 
+SPARSE_LOSS = "sparse_categorical_crossentropy"
+LOSSES = (
+    SPARSE_LOSS,
+    "categorical_crossentropy",
+    "binary_crossentropy",
+    "mean_squared_error",
+    "mean_absolute_error",
+    "huber",
+)
+
 # More is a slip of the pen, and would overflow: training counts a client's steps
 # (epochs times examples) in int32, and the accountant takes so many rounds.
 _MOST_CLIENTS = 10**9
@@ -79,13 +89,34 @@ class Clients:
 
 @dataclass(frozen=True)
 class LocalTraining:
-    """What one client does with its own examples, in the order they are stored."""
+    """What one client does with its own examples, in the order they are stored.
+
+    `loss` is a name of `LOSSES` or `package.module:function` of (y, prediction)
+    that returns the loss of each example. `target` says what `y` holds: "auto"
+    is class ids for sparse cross-entropy and values for everything else.
+    `proximal` is FedProx' mu (Li et al. 1812.06127). `optimizer_state` "keep"
+    carries a local optimizer's state into the client's next round.
+    """
 
     epochs: int = integer(at_least=1, at_most=_MOST_EPOCHS)
     batch_size: int = integer(at_least=1, at_most=_MOST_EXAMPLES_PER_CLIENT)
     learning_rate: float = number(at_least=_SMALLEST_RATE, below=_RATES_BELOW)
-    optimizer: str = choice("sgd", "momentum", default="sgd")
+    optimizer: str = choice("sgd", "momentum", "adam", default="sgd")
     momentum: float = number(at_least=0, below=1, default=0.9)
+    beta_1: float = number(at_least=0, below=1, default=0.9)
+    beta_2: float = number(at_least=0, below=1, default=0.999)
+    epsilon: float = number(at_least=_SMALLEST_RATE, below=_RATES_BELOW, default=1e-7)
+    proximal: float = number(at_least=0, below=_RATES_BELOW, default=0.0)
+    optimizer_state: str = choice("reset", "keep", default="reset")
+    loss: str = text(default="sparse_categorical_crossentropy")
+    target: str = choice("auto", "class_ids", "values", default="auto")
+
+    @property
+    def targets_are_class_ids(self) -> bool:
+        """Whether `y` holds int32 class ids; float32 values otherwise."""
+        if self.target == "auto":
+            return self.loss == SPARSE_LOSS
+        return self.target == "class_ids"
 
 
 @dataclass(frozen=True)
@@ -262,6 +293,9 @@ def _contradictions(sections: Mapping[str, Any]) -> list[str]:
     clients: Clients | None = sections.get("clients")
     privacy: Privacy | None = sections.get("privacy")
     data: Data | None = sections.get("data")
+    training: LocalTraining | None = sections.get("local_training")
+    if training:
+        faults += _training_contradictions(training)
     if clients and clients.clients_per_round > clients.population:
         faults.append(
             f"clients.clients_per_round={clients.clients_per_round} must be at most "
@@ -289,6 +323,29 @@ def _contradictions(sections: Mapping[str, Any]) -> list[str]:
         faults.append('privacy.unit="example" is not available in this release; set "user"')
     if data:
         faults += _data_contradictions(data)
+    return faults
+
+
+def _training_contradictions(training: LocalTraining) -> list[str]:
+    faults = []
+    named = training.loss in LOSSES
+    if not named and ":" not in training.loss:
+        faults.append(
+            f"local_training.loss={training.loss!r} must be one of {', '.join(LOSSES)} or "
+            '"package.module:function"'
+        )
+    if named and training.target != "auto":
+        ids = training.loss == SPARSE_LOSS
+        if ids != (training.target == "class_ids"):
+            faults.append(
+                f'local_training.target="{training.target}" does not fit loss='
+                f'"{training.loss}", which takes {"class ids" if ids else "values"}; leave it out'
+            )
+    if training.optimizer_state == "keep" and training.optimizer == "sgd":
+        faults.append(
+            'local_training.optimizer_state="keep" needs optimizer "momentum" or "adam": '
+            '"sgd" has no state'
+        )
     return faults
 
 

@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 from models.shapes import require_declared_input
 from models.validate import validate_model
 from tf_dpfl.client_work.computation import ClientComputation, layout_of
+from tf_dpfl.client_work.interface import interface_of
 from tf_dpfl.protocol.plan import Plan, Server
 from tf_dpfl.simulation.aggregation import SEED_TYPE, build_aggregation_process
 from tf_dpfl.simulation.noise import derive_seed, seed_from_os
@@ -64,7 +65,7 @@ def build_learning_process(
             [tff.TensorType(v.dtype, v.shape) for v in initial.non_trainable],
         )
     )
-    shards_type = shard_type(plan, model.input_shape[1:])
+    shards_type = shard_type(plan, interface_of(model, plan.local_training))
     aggregation = build_aggregation_process(plan, size=layout.size)
     server_optimizer = build_server_optimizer(plan.server)
 

@@ -8,7 +8,7 @@ clipped and noised by itself, and only the sum leaves the shard.
 from __future__ import annotations
 
 from collections import OrderedDict
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
@@ -20,6 +20,7 @@ from tf_dpfl.client_work.computation import ClientComputation
 from tf_dpfl.client_work.local_training import train_locally
 from tf_dpfl.client_work.update import is_finite_update
 from tf_dpfl.data.federated import FederatedData, padded_clients
+from tf_dpfl.protocol.interface import ExampleInterface
 from tf_dpfl.protocol.noise import noise_stddev_of_share
 from tf_dpfl.protocol.plan import Plan
 from tf_dpfl.simulation.noise import derive_seed, seeded_gaussian_noise
@@ -31,18 +32,20 @@ def padded_examples(plan: Plan) -> int:
     return -(-plan.clients.examples_per_client // size) * size
 
 
-def shard_type(plan: Plan, input_shape: Sequence[int]) -> tff.Type:
+def shard_type(plan: Plan, interface: ExampleInterface) -> tff.Type:
     """The TFF type of one shard of k users; k is open.
 
-    `x` float32 [k, n, *input_shape], `y` int32 [k, n], `count` int32 [k] (real
+    Each tensor of the interface, [k, n, ...] of its dtype; `count` int32 [k] (real
     examples of each user, the rest is padding), `user_id` int64 [k] (unique in
     a round: it picks the user's noise).
     """
     n = padded_examples(plan)
     return tff.to_type(
         OrderedDict(
-            x=tff.TensorType(np.float32, [None, n, *input_shape]),
-            y=tff.TensorType(np.int32, [None, n]),
+            [
+                (tensor.name, tff.TensorType(np.dtype(tensor.dtype), [None, n, *tensor.shape]))
+                for tensor in interface.tensors
+            ],
             count=tff.TensorType(np.int32, [None]),
             user_id=tff.TensorType(np.int64, [None]),
         )
@@ -112,8 +115,10 @@ def train_shard(
     ) -> tuple[tf.Tensor, tf.Tensor, tf.Tensor]:
         with tf.control_dependencies([computation.set_weights(weights)]):
             start = tf.identity(weights)
-        x, y, count = (shard[key][index] for key in ("x", "y", "count"))
-        train_locally(computation, x, y, count, settings=plan.local_training)
+        examples = {
+            tensor.name: shard[tensor.name][index] for tensor in computation.interface.tensors
+        }
+        train_locally(computation, examples, shard["count"][index], settings=plan.local_training)
         noise = seeded_gaussian_noise(
             derive_seed(seed, shard["user_id"][index]), size=size, stddev=stddev
         )

@@ -1,0 +1,54 @@
+"""Random examples that fit a model, to compare two runs of it."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import tensorflow as tf
+
+from tf_dpfl.client_work.interface import interface_of
+from tf_dpfl.export.layers import layers_of
+from tf_dpfl.protocol.interface import INT32, ExampleTensor
+from tf_dpfl.protocol.plan import LocalTraining
+
+# An integer input that no Embedding reads may be a flag, a count or a position.
+_IDS_WITHOUT_EMBEDDING = 2
+
+
+class RandomExamples:
+    """Draws inputs and targets of a model; ids are ids of its embeddings and classes."""
+
+    def __init__(self, model: tf.keras.Model, local_training: LocalTraining):
+        self._interface = interface_of(model, local_training)
+        self._loss = local_training.loss
+        embeddings = [
+            layer.input_dim
+            for layer in layers_of(model)
+            if isinstance(layer, tf.keras.layers.Embedding)
+        ]
+        self._ids = min(embeddings, default=_IDS_WITHOUT_EMBEDDING)
+
+    def inputs(self, rng: np.random.Generator, count: int) -> dict[str, Any]:
+        """`count` examples' inputs by name."""
+        return {
+            tensor.name: _draw(rng, tensor, count, below=self._ids)
+            for tensor in self._interface.inputs
+        }
+
+    def batch(self, rng: np.random.Generator, count: int) -> dict[str, Any]:
+        """`count` examples' inputs and target by name."""
+        target = self._interface.target
+        y = _draw(rng, target, count, below=self._interface.classes or 0)
+        if self._loss == "binary_crossentropy":
+            y = (y > 0).astype(np.float32)
+        elif self._loss == "categorical_crossentropy":
+            y = np.exp(y) / np.sum(np.exp(y), axis=-1, keepdims=True)
+        return {**self.inputs(rng, count), target.name: y}
+
+
+def _draw(rng: np.random.Generator, tensor: ExampleTensor, count: int, *, below: int) -> Any:
+    shape = (count, *tensor.shape)
+    if tensor.dtype == INT32:
+        return rng.integers(0, below, shape).astype(np.int32)
+    return rng.normal(size=shape).astype(np.float32)
