@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import re
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import tensorflow as tf
@@ -17,6 +18,21 @@ _LAYERS = tf.keras.layers
 _WRITES = ("AssignVariableOp", "AssignAddVariableOp", "AssignSubVariableOp", "ResourceScatter")
 _RANDOM = ("Random", "StatelessRandom", "Stateful", "Multinomial", "ParameterizedTruncated")
 
+# These take their randomness from outside when the model is prepared.
+_FED = (
+    _LAYERS.Dropout,
+    _LAYERS.AlphaDropout,
+    _LAYERS.GaussianDropout,
+    _LAYERS.GaussianNoise,
+)
+_USE_FED_LAYERS = (
+    "use Dropout, SpatialDropout, AlphaDropout, GaussianDropout or GaussianNoise as layers of "
+    "their own (in front of a recurrent layer instead of inside), or remove it"
+)
+
+# Keras appends this when one layer is called more than once.
+_REPEATED = re.compile(r"_\d+$")
+
 _ANY_BATCH = tf.TensorSpec([None])
 
 
@@ -29,9 +45,9 @@ def validate_model(model: tf.keras.Model) -> None:
       * layers that keep state from batch to batch, and every variable that
         training changes without being trainable: it would leave the device
         unclipped and without noise, or be lost;
-      * random layers: not yet supported on devices;
-      * losses that the model adds itself: the local loss is cross-entropy alone;
-      * an end in softmax: the loss is taken of logits;
+      * random operations outside of the Dropout family and GaussianNoise, which
+        alone take their randomness from outside;
+      * losses that the model adds itself: the local loss is the plan's alone;
       * weights or arithmetic other than float32;
       * a model that is not built, or has no trainable weights.
 
@@ -69,26 +85,24 @@ def _walk(layer: Any, path: tuple[str, ...] = (), seen: set[int] | None = None) 
 def _layer_faults(layer: Any) -> Iterator[str]:
     """What is wrong with this layer itself, not with those inside it."""
     inner = list(layer._flatten_layers(recursive=False, include_self=False))
-    if _is_batch_normalization(layer):
+    if _is_batch_normalization(layer) and layer.trainable:
         yield (
             "mixes the examples of a batch and keeps their statistics, which no clipping "
-            "bounds; use GroupNormalization or LayerNormalization (in simulation: this release "
-            "does not export them to devices yet) or none"
+            "bounds; use GroupNormalization or LayerNormalization, or freeze it "
+            "(trainable=False)"
         )
     # Containers and wrappers report what their parts do.
     if getattr(layer, "stateful", False) and not any(
         getattr(child, "stateful", False) for child in inner
     ):
         yield "carries state from one batch to the next; use stateful=False"
-    if _is_random(layer) and not any(_is_random(child) for child in inner):
-        yield (
-            "draws random numbers, which is not yet supported on devices; remove it "
-            "(clipping and noise already regularise)"
-        )
+    random_parts = any(_is_random(child) for child in inner)
+    if _is_random(layer) and not isinstance(layer, _FED) and not random_parts:
+        yield f"draws random numbers in a way that can not be fed from outside; {_USE_FED_LAYERS}"
     for name, value in sorted(vars(layer).items()):
         if name.lstrip("_").endswith("_regularizer") and callable(value):
             yield (
-                f"{name.lstrip('_')} adds a loss of its own, the local loss is cross-entropy "
+                f"{name.lstrip('_')} adds a loss of its own, the local loss is the plan's "
                 "alone; remove it"
             )
     dtypes = {w.dtype.name for w in layer._trainable_weights if w.dtype != tf.float32}
@@ -122,26 +136,26 @@ def _is_random(layer: Any) -> bool:
 
 
 def _computed_faults(model: Any, *, known: tuple[str, ...]) -> Iterator[str]:
-    """Faults seen in the graph of one training step and in the logits of two examples."""
-    shape = _example_shape(model)
-    if shape is None:
+    """Faults seen in the graph of one training step and in the predictions for two examples."""
+    specs = _example_specs(model)
+    if specs is None:
         return
     if (getattr(model, "inputs", None) or [_ANY_BATCH])[0].shape[0] is not None:
         yield (
             f"{model.name}: takes batches of one fixed size; leave it open (tf.keras.Input(shape))"
         )
         return
-    spec = tf.TensorSpec([2, *shape], tf.float32)
     try:
-        step = tf.function(lambda x: model(x, training=True)).get_concrete_function(spec)
+        step = tf.function(lambda *x: _called(model, x, training=True))
+        graph_of_step = step.get_concrete_function(*specs)
     except Exception as error:  # user code may raise anything
         yield f"{model.name}: can not be traced as a graph: {first_line(error)}"
         return
-    if not isinstance(step.structured_outputs, tf.Tensor):
-        yield f"{model.name}: must have one output, the logits"
+    if not isinstance(graph_of_step.structured_outputs, tf.Tensor):
+        yield f"{model.name}: must have one output, the prediction"
         return
-    operations = _operations(step.graph)
-    if any(name.startswith(_WRITES) for name in operations) and not _said(
+    nodes = _nodes(graph_of_step.graph)
+    if any(node.op.startswith(_WRITES) for node in nodes) and not _said(
         known, "BatchNormalization", "state from one batch"
     ):
         changed = ", ".join(v.name for v in model.non_trainable_variables) or "a variable"
@@ -149,25 +163,19 @@ def _computed_faults(model: Any, *, known: tuple[str, ...]) -> Iterator[str]:
             f"{model.name}: training changes variables that are not trained ({changed}); "
             "they would not reach the server: remove them"
         )
-    random = any(name.startswith(_RANDOM) for name in operations)
+    random = _has_unfed_randomness(model, nodes)
     if random and not _said(known, "draws random"):
         yield (
-            f"{model.name}: draws random numbers while it trains, which is not yet supported "
-            "on devices; remove that"
+            f"{model.name}: draws random numbers while it trains, in a way that can not be fed "
+            f"from outside; {_USE_FED_LAYERS}"
         )
     if model.losses and not _said(known, "adds a loss"):
         yield (
-            f"{model.name}: adds a loss of its own (add_loss); the local loss is cross-entropy "
+            f"{model.name}: adds a loss of its own (add_loss); the local loss is the plan's "
             "alone: remove it"
         )
-    end = _end(step.outputs[0].op)
-    if end.type == "Softmax":
-        yield (
-            f"{model.name}: ends in softmax ({end.name}); it must end in logits: remove the "
-            "last activation"
-        )
-    # Random logits differ from call to call, whatever the other examples are.
-    if not random and not _said(known, "mixes the examples") and _mixes_examples(model, shape):
+    # Random predictions differ from call to call, whatever the other examples are.
+    if not random and not _said(known, "mixes the examples") and _mixes_examples(model, specs):
         yield (
             f"{model.name}: one example changes another one's logits; every layer must treat "
             "the examples of a batch apart"
@@ -178,40 +186,61 @@ def _said(known: tuple[str, ...], *words: str) -> bool:
     return any(word in fault for fault in known for word in words)
 
 
-def _example_shape(model: Any) -> tuple[int, ...] | None:
-    """Shape of one example, or None when the model does not tell (open sides are 8)."""
+def _called(model: Any, inputs: Sequence[Any], *, training: bool) -> Any:
+    return model(inputs[0] if len(inputs) == 1 else list(inputs), training=training)
+
+
+def _example_specs(model: Any) -> list[tf.TensorSpec] | None:
+    """Specs of two examples, or None when the model does not tell (open sides are 8)."""
     inputs = getattr(model, "inputs", None)
-    if inputs and len(inputs) == 1 and inputs[0].shape.rank is not None:
-        return tuple(8 if size is None else size for size in inputs[0].shape[1:])
-    built = getattr(model, "_build_input_shape", None)
-    if isinstance(built, (tuple, list, tf.TensorShape)):
-        sizes = tf.TensorShape(built).as_list()[1:]
-        return tuple(8 if size is None else size for size in sizes)
-    return None
-
-
-def _operations(graph: Any) -> set[str]:
-    """The kinds of all operations of a graph and of the functions it calls."""
-    definition = graph.as_graph_def()
-    nodes = [node.op for node in definition.node]
-    for function in definition.library.function:
-        nodes += [node.op for node in function.node_def]
-    return set(nodes)
-
-
-def _end(operation: Any) -> Any:
-    while operation.type in ("Identity", "Cast", "Reshape") and operation.inputs:
-        operation = operation.inputs[0].op
-    return operation
-
-
-def _mixes_examples(model: Any, shape: tuple[int, ...]) -> bool:
-    """Whether the first example's logits depend on the second example."""
-    first, second, other = tf.random.stateless_uniform([3, *shape], seed=[1, 2])[:, None]
-    logits = [
-        model(tf.concat([first, neighbour], axis=0), training=False)[0].numpy()
-        for neighbour in (second, 1.0 - other)
+    if inputs:
+        if any(tensor.shape.rank is None for tensor in inputs):
+            return None
+        shapes = [(tensor.shape.as_list()[1:], tensor.dtype) for tensor in inputs]
+    else:
+        built = getattr(model, "_build_input_shape", None)
+        if not isinstance(built, (tuple, list, tf.TensorShape)):
+            return None
+        shapes = [(tf.TensorShape(built).as_list()[1:], tf.float32)]
+    return [
+        tf.TensorSpec([2, *(8 if size is None else size for size in shape)], dtype)
+        for shape, dtype in shapes
     ]
-    scale = max(1.0, float(abs(logits[0]).max()))
+
+
+def _nodes(graph: Any) -> list[Any]:
+    """All operations of a graph and of the functions it calls."""
+    definition = graph.as_graph_def()
+    nodes = list(definition.node)
+    for function in definition.library.function:
+        nodes += function.node_def
+    return nodes
+
+
+def _has_unfed_randomness(model: Any, nodes: Sequence[Any]) -> bool:
+    """Whether a random operation is outside of the layers that are fed from outside."""
+    fed = {layer.name for _, layer in _walk(model) if isinstance(layer, _FED)}
+    return any(
+        node.op.startswith(_RANDOM)
+        and not fed & {_REPEATED.sub("", scope) for scope in node.name.split("/")}
+        and not fed & set(node.name.split("/"))
+        for node in nodes
+    )
+
+
+def _mixes_examples(model: Any, specs: Sequence[tf.TensorSpec]) -> bool:
+    """Whether the first example's prediction depends on the second example."""
+    draws = [_draws(spec) for spec in specs]
+    predictions = [
+        _called(model, [tf.stack([d[0], d[neighbour]]) for d in draws], training=False)[0].numpy()
+        for neighbour in (1, 2)
+    ]
+    scale = max(1.0, float(abs(predictions[0]).max()))
     # Reordered sums differ in the last bits; a mean over the batch by much more.
-    return not float(abs(logits[0] - logits[1]).max()) <= 1e-4 * scale
+    return not float(abs(predictions[0] - predictions[1]).max()) <= 1e-4 * scale
+
+
+def _draws(spec: tf.TensorSpec) -> tf.Tensor:
+    """Three different examples; ids are 0 and 1, which every table of ids has."""
+    uniform = tf.random.stateless_uniform([3, *spec.shape[1:]], seed=[1, 2])
+    return uniform if spec.dtype.is_floating else tf.cast(uniform > 0.5, spec.dtype)

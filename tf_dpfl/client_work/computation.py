@@ -17,6 +17,7 @@ from tensorflow.python.framework.func_graph import FuncGraph
 from tf_dpfl.client_work.interface import interface_of
 from tf_dpfl.client_work.losses import example_losses
 from tf_dpfl.client_work.optimizers import LocalOptimizer
+from tf_dpfl.client_work.preparing import KerasModel, PreparedModel, prepare_model
 from tf_dpfl.client_work.update import privatize
 from tf_dpfl.protocol.interface import TARGET
 from tf_dpfl.protocol.plan import LocalTraining
@@ -45,6 +46,7 @@ class ClientComputation(tf.Module):
       op_gradients: for each op type of the model, the registered name of the
         gradient to use instead of TensorFlow's own. The exporter passes rules
         made of TFLite builtins; without it the native gradients are used.
+      forward: runs the model; by default what `prepare_model` makes of it.
 
     Raises:
       ModelError: the model does not fit the plan's loss; all faults at once.
@@ -56,12 +58,16 @@ class ClientComputation(tf.Module):
         local_training: LocalTraining,
         *,
         op_gradients: Mapping[str, str] | None = None,
+        forward: PreparedModel | KerasModel | None = None,
     ):
         super().__init__(name="client")
-        self.model = model
+        self._forward = prepare_model(model) if forward is None else forward
         self.layout = layout_of(model)
-        self.interface = interface_of(model, local_training)
+        self.interface = interface_of(
+            model, local_training, random_values=self._forward.random_values
+        )
         self._variables = model.trainable_variables
+        self._fixed = model.non_trainable_variables  # to be saved with the functions
         self._losses = example_losses(local_training.loss)
         self._optimizer = LocalOptimizer(self._variables, local_training)
         self._op_gradients = dict(op_gradients or {})
@@ -77,17 +83,25 @@ class ClientComputation(tf.Module):
         """The current weights, float32 [d]."""
         return tf.concat([tf.reshape(v, [-1]) for v in self._variables], axis=0)
 
-    def train_batch(self, batch: Batch, weight: tf.Tensor, learning_rate: tf.Tensor) -> tf.Tensor:
+    def train_batch(
+        self,
+        batch: Batch,
+        weight: tf.Tensor,
+        learning_rate: tf.Tensor,
+        random: tf.Tensor | None = None,
+    ) -> tf.Tensor:
         """One local step; returns the weighted mean loss, float32 [].
 
         Args:
           batch: inputs and target, [B, ...] each.
           weight: float32 [B], 1 for an example and 0 for padding.
           learning_rate: float32 [].
+          random: uniforms in [0, 1), float32 [B, interface.random_values]; None
+            when the model has no random layer.
         """
         graph = tf.compat.v1.get_default_graph()
         with graph.gradient_override_map(self._op_gradients):
-            losses = self._losses(batch[TARGET], self._predict(batch, training=True))
+            losses = self._losses(batch[TARGET], self._predict(batch, training=True, random=random))
             loss = tf.reduce_sum(losses * weight) / tf.maximum(tf.reduce_sum(weight), 1.0)
         # Not a GradientTape: a tape does not look at the override map.
         handles = [
@@ -115,9 +129,9 @@ class ClientComputation(tf.Module):
         """The report, float32 [d]: clip(current - `initial`) + `noise`."""
         return privatize(self.update(initial), clip_norm=clip_norm, noise=noise)
 
-    def _predict(self, batch: Batch, *, training: bool) -> Any:
-        tensors = [batch[tensor.name] for tensor in self.interface.inputs]
-        return self.model(tensors[0] if len(tensors) == 1 else tensors, training=training)
+    def _predict(self, batch: Batch, *, training: bool, random: tf.Tensor | None = None) -> Any:
+        inputs = [batch[tensor.name] for tensor in self.interface.inputs]
+        return self._forward(inputs, training=training, random=random)
 
     def _split(self, flat: tf.Tensor) -> Sequence[tf.Tensor]:
         pieces = tf.split(flat, [math.prod(shape) for shape in self.layout.shapes])

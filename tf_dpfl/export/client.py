@@ -14,7 +14,7 @@ from tf_dpfl.export.gradients.rules import UnsupportedOpError
 from tf_dpfl.export.layers import layer_of_op, refuse_ops_without_gradient
 from tf_dpfl.protocol import signatures
 from tf_dpfl.protocol.errors import ExportError
-from tf_dpfl.protocol.interface import ExampleTensor
+from tf_dpfl.protocol.interface import ExampleInterface, ExampleTensor
 from tf_dpfl.protocol.plan import Plan
 
 
@@ -53,12 +53,13 @@ def _signatures(computation: ClientComputation, *, batch_size: int) -> dict[str,
         return tf.TensorSpec([], tf.float32, name)
 
     train = _concrete(
-        lambda batch, weight, learning_rate: {
-            "loss": computation.train_batch(batch, weight, learning_rate)
+        lambda batch, weight, learning_rate, random=None: {
+            "loss": computation.train_batch(batch, weight, learning_rate, random)
         },
         tensor_specs(computation.interface.tensors, batch_size),
         tf.TensorSpec([batch_size], tf.float32, "weight"),
         scalar("learning_rate"),
+        *random_specs(computation.interface, batch_size),
     )
     privatize_update = _concrete(
         lambda initial, clip_norm, noise: {
@@ -87,6 +88,12 @@ def tensor_specs(
         tensor.name: tf.TensorSpec([batch_size, *tensor.shape], tensor.dtype, tensor.name)
         for tensor in tensors
     }
+
+
+def random_specs(interface: ExampleInterface, batch_size: int) -> list[tf.TensorSpec]:
+    """The spec of the input `random` where the model has random layers."""
+    values = interface.random_values
+    return [tf.TensorSpec([batch_size, values], tf.float32, "random")] if values else []
 
 
 def infer_signature(infer: Callable[[Any], Any], inputs: Sequence[ExampleTensor]) -> Any:

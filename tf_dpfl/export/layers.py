@@ -8,6 +8,7 @@ from typing import Any
 
 import tensorflow as tf
 
+from tf_dpfl.client_work.preparing import prepare_model
 from tf_dpfl.export.gradients import NATIVE
 from tf_dpfl.protocol.errors import ExportError
 
@@ -59,9 +60,9 @@ def refuse_ops_without_gradient(model: tf.keras.Model, op_gradients: Mapping[str
     that a gradient goes through.
     """
     specs = [tf.TensorSpec([1, *tensor.shape[1:]], tensor.dtype) for tensor in model.inputs]
+    prepared = prepare_model(model)
     forward = tf.function(
-        lambda *inputs: model(inputs[0] if len(inputs) == 1 else list(inputs), training=True),
-        autograph=False,
+        lambda *inputs: prepared(inputs, training=True), autograph=False
     )
     traced = forward.get_concrete_function(*specs)
     handles = {id(variable.handle) for variable in model.trainable_variables}

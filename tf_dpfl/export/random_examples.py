@@ -8,6 +8,7 @@ import numpy as np
 import tensorflow as tf
 
 from tf_dpfl.client_work.interface import interface_of
+from tf_dpfl.client_work.preparing import prepare_model
 from tf_dpfl.export.layers import layers_of
 from tf_dpfl.protocol.interface import INT32, ExampleTensor
 from tf_dpfl.protocol.plan import LocalTraining
@@ -20,7 +21,9 @@ class RandomExamples:
     """Draws inputs and targets of a model; ids are ids of its embeddings and classes."""
 
     def __init__(self, model: tf.keras.Model, local_training: LocalTraining):
-        self._interface = interface_of(model, local_training)
+        self._interface = interface_of(
+            model, local_training, random_values=prepare_model(model).random_values
+        )
         self._loss = local_training.loss
         embeddings = [
             layer.input_dim
@@ -44,7 +47,11 @@ class RandomExamples:
             y = (y > 0).astype(np.float32)
         elif self._loss == "categorical_crossentropy":
             y = np.exp(y) / np.sum(np.exp(y), axis=-1, keepdims=True)
-        return {**self.inputs(rng, count), target.name: y}
+        batch = {**self.inputs(rng, count), target.name: y}
+        if self._interface.random_values:
+            shape = (count, self._interface.random_values)
+            batch["random"] = rng.random(shape, dtype=np.float32)
+        return batch
 
 
 def _draw(rng: np.random.Generator, tensor: ExampleTensor, count: int, *, below: int) -> Any:

@@ -10,7 +10,8 @@ import numpy as np
 import tensorflow as tf
 
 from tf_dpfl.client_work.computation import ClientComputation
-from tf_dpfl.export.client import tensor_specs
+from tf_dpfl.client_work.preparing import KerasModel, prepare_model
+from tf_dpfl.export.client import random_specs, tensor_specs
 from tf_dpfl.export.quiet import quiet
 from tf_dpfl.protocol import signatures
 from tf_dpfl.protocol.errors import ExportError
@@ -26,7 +27,8 @@ class Runner:
     """What a client can be asked for; NumPy in and out, as in `protocol.signatures`.
 
     `train` takes (batch, weight, learning_rate) and returns the loss; a batch maps
-    the names of the interface to arrays, as do the inputs of `infer`.
+    the names of the interface to arrays (and `random` to its uniforms where the
+    model has random layers), as do the inputs of `infer`.
     `privatize_update` takes (initial, clip_norm, noise).
     """
 
@@ -38,11 +40,16 @@ class Runner:
 
 
 def tensorflow_runner(model: tf.keras.Model, plan: Plan) -> Runner:
-    """The reference: TensorFlow's kernels and TensorFlow's own gradients.
+    """The reference: Keras' own layers, TensorFlow's kernels and own gradients.
 
-    Its weights are the model's variables.
+    Its weights are the model's variables. A model with random layers trains as
+    prepared, so that both runs can be fed the same uniforms.
     """
-    computation = ClientComputation(model, plan.local_training)
+    keras = KerasModel(model)
+    random = prepare_model(model).random_values > 0
+    computation = ClientComputation(
+        model, plan.local_training, forward=None if random else keras
+    )
     size, interface = plan.local_training.batch_size, computation.interface
     vector = tf.TensorSpec([computation.layout.size], tf.float32)
     scalar = tf.TensorSpec([], tf.float32)
@@ -53,13 +60,24 @@ def tensorflow_runner(model: tf.keras.Model, plan: Plan) -> Runner:
         tensor_specs(interface.tensors, size),
         tf.TensorSpec([size], tf.float32),
         scalar,
+        *random_specs(interface, size),
     )
-    infer = _trace(computation.infer, tensor_specs(interface.inputs, None))
+    infer = _trace(
+        lambda inputs: keras([inputs[tensor.name] for tensor in interface.inputs], training=False),
+        tensor_specs(interface.inputs, None),
+    )
     privatize_update = _trace(computation.privatize_update, vector, scalar, vector)
     return Runner(
         set_weights=lambda weights: int(set_weights(weights)),
         get_weights=get_weights,
-        train=lambda batch, weight, rate: float(train(batch, weight, np.float32(rate))),
+        train=lambda batch, weight, rate: float(
+            train(
+                {tensor.name: batch[tensor.name] for tensor in interface.tensors},
+                weight,
+                np.float32(rate),
+                *([batch["random"]] if interface.random_values else []),
+            )
+        ),
         infer=infer,
         privatize_update=lambda initial, clip_norm, noise: privatize_update(
             initial, np.float32(clip_norm), noise

@@ -27,6 +27,9 @@ from tf_dpfl.protocol.tensors import Float32
 # 1e-7 to 1e-6 of the largest entry.
 _UPDATE_TOLERANCE = 1e-4
 _WEIGHT_TOLERANCE = 1e-6
+# A gradient that is zero in truth (the bias of an attention key) is rounding of
+# what cancels, whose size is that of the other layers' steps.
+_CANCELLATION_TOLERANCE = 1e-6
 _OUTPUT_TOLERANCE = 1e-4
 
 # A pre-activation within rounding of a ReLU's kink, or two within rounding of
@@ -162,11 +165,13 @@ class _Checks:
         if not np.isfinite(reference).all():
             return ["TensorFlow itself gets weights that are not finite"]
         faults = []
+        cancelled = _CANCELLATION_TOLERANCE * float(np.max(np.abs(reference - start)))
         rows = zip(*(self._layout.split(flat) for flat in (device, reference, start)))
         for index, (ours, theirs, before) in enumerate(rows):
             largest_step = float(np.max(np.abs(theirs - before)))
             largest_weight = float(np.max(np.abs(theirs)))
             allowed = _UPDATE_TOLERANCE * largest_step + _WEIGHT_TOLERANCE * largest_weight
+            allowed += cancelled
             error = float(np.max(np.abs(ours - theirs)))
             if not error <= allowed:
                 layer = layer_of_variable(self._model, index)

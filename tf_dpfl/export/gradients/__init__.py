@@ -18,7 +18,11 @@ from tf_dpfl.export.gradients import (  # noqa: F401  importing a family registe
     arithmetic,
     arrays,
     convolution,
+    gathering,
+    linear,
+    normalization,
     pooling,
+    resizing,
 )
 from tf_dpfl.export.gradients.rules import NATIVE, op_gradients
 

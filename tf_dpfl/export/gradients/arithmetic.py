@@ -43,6 +43,13 @@ def _real_div(op: Any, grad: Any) -> Any:
     return sum_to(grad / right, left), sum_to(-grad * op.outputs[0] / right, right)
 
 
+@gradient_of("DivNoNan")
+def _div_no_nan(op: Any, grad: Any) -> Any:
+    left, right = op.inputs
+    by_right = tf.math.divide_no_nan(grad, right)
+    return sum_to(by_right, left), sum_to(-by_right * op.outputs[0], right)
+
+
 @gradient_of("SquaredDifference")
 def _squared_difference(op: Any, grad: Any) -> Any:
     left, right = op.inputs
@@ -69,6 +76,11 @@ def _select(op: Any, grad: Any) -> Any:
     condition, left, right = op.inputs
     chosen = as_float(condition)
     return None, sum_to(grad * chosen, left), sum_to(grad * (1.0 - chosen), right)
+
+
+@gradient_of("Sign")
+def _sign(op: Any, grad: Any) -> Any:
+    return None  # flat
 
 
 @gradient_of("Sqrt")

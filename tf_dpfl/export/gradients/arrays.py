@@ -19,7 +19,10 @@ def _reshape(op: Any, grad: Any) -> Any:
 
 @gradient_of("Transpose")
 def _transpose(op: Any, grad: Any) -> Any:
-    return tf.transpose(grad, np.argsort(constant(op, 1))), None
+    permutation = tf.get_static_value(op.inputs[1])
+    if permutation is None:  # computed from shapes: the converter folds it
+        return tf.transpose(grad, tf.math.invert_permutation(op.inputs[1])), None
+    return tf.transpose(grad, np.argsort(permutation)), None
 
 
 @gradient_of("Pad", "PadV2")
@@ -35,6 +38,49 @@ def _concat(op: Any, grad: Any) -> Any:
     axis = int(constant(op, len(parts)))
     sizes = [static_shape(part)[axis] for part in parts]
     return [*tf.split(grad, sizes, axis=axis), None]
+
+
+@gradient_of("Pack")
+def _pack(op: Any, grad: Any) -> Any:
+    return tf.unstack(grad, axis=op.get_attr("axis"))
+
+
+@gradient_of("Unpack")
+def _unpack(op: Any, *grads: Any) -> Any:
+    return tf.stack(grads, axis=op.get_attr("axis"))
+
+
+@gradient_of("Split")
+def _split(op: Any, *grads: Any) -> Any:
+    return None, tf.concat(grads, axis=int(constant(op, 0)))
+
+
+@gradient_of("SplitV")
+def _split_by_sizes(op: Any, *grads: Any) -> Any:
+    return tf.concat(grads, axis=int(constant(op, 2))), None, None
+
+
+@gradient_of("Tile")
+def _tile(op: Any, grad: Any) -> Any:
+    sizes = static_shape(op.inputs[0])
+    for axis, (size, total) in enumerate(zip(sizes, static_shape(grad))):
+        if total != size:  # copies beside each other along this axis
+            grad = tf.add_n(tf.split(grad, total // size, axis=axis))
+    return grad, None
+
+
+@gradient_of("ReverseV2")
+def _reverse(op: Any, grad: Any) -> Any:
+    for axis in np.atleast_1d(constant(op, 1)):  # one at a time: see convolution
+        grad = tf.reverse(grad, axis=[int(axis)])
+    return grad, None
+
+
+@gradient_of("Slice")
+def _slice(op: Any, grad: Any) -> Any:
+    starts, whole, kept = constant(op, 1), static_shape(op.inputs[0]), static_shape(grad)
+    padding = [(int(a), n - int(a) - k) for a, n, k in zip(starts, whole, kept)]
+    return tf.pad(grad, padding), None, None
 
 
 @gradient_of("StridedSlice")

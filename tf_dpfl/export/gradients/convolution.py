@@ -54,6 +54,19 @@ def _kernel_gradient(image: Any, grad: Any, window: Window) -> Any:
     return tf.transpose(result, [1, 2, 0, 3])
 
 
+@gradient_of("Conv2DBackpropInput")
+def _transposed_conv2d(op: Any, grad: Any) -> Any:
+    """The op is the transpose of a convolution, so its gradient is that convolution."""
+    _, kernel, image = op.inputs
+    height, width, *_ = static_shape(kernel)
+    window = Window.of(op, kernel=(height, width), image=grad, result=image)
+    if (window.rows.dilation, window.columns.dilation) != (1, 1):
+        refuse(op, "a dilated transposed convolution has no gradient rule; use dilation_rate=1")
+    padding, strides = op.get_attr("padding").decode(), op.get_attr("strides")
+    image_gradient = tf.nn.conv2d(grad, kernel, strides=strides, padding=padding)
+    return None, _kernel_gradient(grad, image, window), image_gradient
+
+
 @gradient_of("DepthwiseConv2dNative")
 def _depthwise_conv2d(op: Any, grad: Any) -> Any:
     image, kernel = op.inputs

@@ -57,8 +57,14 @@ class Window:
     columns: Axis
 
     @classmethod
-    def of(cls, op: Any, *, kernel: tuple[int, int]) -> Window:
-        """The window of a convolution or pooling op with static shapes."""
+    def of(
+        cls, op: Any, *, kernel: tuple[int, int], image: Any = None, result: Any = None
+    ) -> Window:
+        """The window of a convolution or pooling op with static shapes.
+
+        It goes from `image` to `result`; by default from the op's first input to
+        its output.
+        """
         if op.get_attr("data_format") != b"NHWC":
             refuse(op, "only channels_last has a gradient rule")
         padding = op.get_attr("padding").decode()
@@ -66,7 +72,8 @@ class Window:
             refuse(op, f"padding {padding} has no gradient rule")
         strides = op.get_attr("strides")
         dilations = op.get_attr("dilations") if "dilations" in op.node_def.attr else (1, 1, 1, 1)
-        inputs, outputs = static_shape(op.inputs[0]), static_shape(op.outputs[0])
+        inputs = static_shape(op.inputs[0] if image is None else image)
+        outputs = static_shape(op.outputs[0] if result is None else result)
         axes = []
         for axis in (1, 2):
             extent = (kernel[axis - 1] - 1) * dilations[axis] + 1

@@ -1,0 +1,48 @@
+"""Recurrent layers, step by step in the graph instead of in a loop."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import tensorflow as tf
+
+from tf_dpfl.client_work.preparing.activations import portable
+from tf_dpfl.client_work.preparing.randomness import RandomSource
+from tf_dpfl.client_work.preparing.replacements import changed_copy, replaced, replacement_of
+
+_LAYERS = tf.keras.layers
+
+
+@replacement_of(_LAYERS.RNN)
+def _unrolled(layer: Any, source: RandomSource) -> Any:
+    """The same layer and cell, unrolled; fused kernels have no TFLite builtin."""
+    attributes = {"unroll": True, "cell": replaced(layer.cell, source)}
+    if hasattr(layer, "_could_use_gpu_kernel"):
+        attributes["_could_use_gpu_kernel"] = False
+    return changed_copy(layer, **attributes)
+
+
+@replacement_of(_LAYERS.SimpleRNNCell, _LAYERS.LSTMCell, _LAYERS.GRUCell)
+def _portable_cell(cell: Any, source: RandomSource) -> Any:
+    activations = {
+        name: portable(getattr(cell, name))
+        for name in ("activation", "recurrent_activation")
+        if hasattr(cell, name)
+    }
+    if all(getattr(cell, name) is value for name, value in activations.items()):
+        return cell
+    return changed_copy(cell, **activations)
+
+
+@replacement_of(_LAYERS.StackedRNNCells)
+def _portable_cells(stack: Any, source: RandomSource) -> Any:
+    return changed_copy(stack, cells=[replaced(cell, source) for cell in stack.cells])
+
+
+@replacement_of(_LAYERS.Bidirectional)
+def _both_directions(layer: Any, source: RandomSource) -> Any:
+    return changed_copy(
+        layer,
+        forward_layer=replaced(layer.forward_layer, source),
+        backward_layer=replaced(layer.backward_layer, source),
+    )
