@@ -39,7 +39,6 @@ def run_ours(plan, seed, folder):
 
 def run_stock(plan, seed):
     """(accuracy, seconds per round) of stock TFF on the same cohorts."""
-    import numpy as np
     import tensorflow as tf
     import tensorflow_federated as tff
 
@@ -77,7 +76,7 @@ def run_stock(plan, seed):
     )
 
     def dataset(user):
-        x, y = data.client(int(user))
+        x, y = data.client(int(user)).values()
         examples = tf.data.Dataset.from_tensor_slices((x, y))
         return examples.batch(local.batch_size).repeat(local.epochs)
 
@@ -94,7 +93,7 @@ def run_stock(plan, seed):
         # Made eagerly: TFF's graph has switched the layers' classes to TF 1.
         model = tf.keras.models.clone_model(model)
         process.get_model_weights(state).assign_weights_to(model)
-    figures = Evaluator(model, data.test_x, np.asarray(data.test_y)).evaluate()
+    figures = Evaluator(model, data, plan.local_training).evaluate()
     return figures.accuracy, statistics.median(seconds[1:] or seconds)
 
 

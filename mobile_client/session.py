@@ -285,10 +285,12 @@ def _train(rim: Rim, manifest: Manifest, weights: Float32) -> Float32:
             noise_multiplier=privacy.calibrated_noise_multiplier,
             smallest_cohort=privacy.smallest_cohort,
         )
-    x, y = _read_data(rim, manifest)
+    examples = _read_data(rim, manifest)
     trainer = rim.trainers.trainer(manifest, lambda: _client_file(rim.folder))
     noise = gaussian_noise(manifest.layout.size, stddev=stddev, random_bytes=rim.random_bytes)
-    return trainer.train_round(weights=weights, x=x, y=y, noise=noise)
+    return trainer.train_round(
+        weights=weights, examples=examples, noise=noise, random_bytes=rim.random_bytes
+    )
 
 
 def _charge(session: Session, rim: Rim) -> tuple[Session, Progress]:
@@ -328,12 +330,8 @@ def _deliver(session: Session, rim: Rim) -> tuple[Session, Progress]:
 
 def _read_data(rim: Rim, manifest: Manifest) -> Any:
     """This device's examples; at most as many as the plan allows."""
-    return read_examples(
-        rim.settings.data,
-        input_shape=manifest.interface.inputs[0].shape,
-        classes=manifest.interface.classes,
-        limit=manifest.plan.clients.examples_per_client,
-    )
+    limit = manifest.plan.clients.examples_per_client
+    return read_examples(rim.settings.data, manifest.interface, limit=limit)
 
 
 def _client_file(folder: StateFolder) -> bytes:

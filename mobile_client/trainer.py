@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import os
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import numpy as np
@@ -10,8 +11,10 @@ from numpy.typing import NDArray
 
 from tf_dpfl.protocol import signatures
 from tf_dpfl.protocol.errors import TaskError
+from tf_dpfl.protocol.examples import Examples
 from tf_dpfl.protocol.interpreter import load_interpreter
 from tf_dpfl.protocol.manifest import CLIENT_FILE, Manifest
+from tf_dpfl.protocol.noise import uniforms
 from tf_dpfl.protocol.tensors import Float32
 
 # Float32 rounding of clipped + noise, relative to what is rounded.
@@ -30,7 +33,7 @@ class Trainer:
     def __init__(self, model: bytes, manifest: Manifest):
         """Loads the file. Raises TaskError when it lacks a signature."""
         self._plan = manifest.plan
-        self._input_shape = manifest.interface.inputs[0].shape
+        self._interface = manifest.interface
         self._size = manifest.layout.size
         try:
             self._interpreter = load_interpreter(model)
@@ -45,15 +48,21 @@ class Trainer:
         )
 
     def train_round(
-        self, *, weights: Float32, x: Float32, y: NDArray[np.int32], noise: Float32
+        self,
+        *,
+        weights: Float32,
+        examples: Examples,
+        noise: Float32,
+        random_bytes: Callable[[int], bytes] = os.urandom,
     ) -> Float32:
         """This device's report: clip(trained - `weights`) + `noise`.
 
         Args:
           weights: the round's weights, float32 [d].
-          x: examples in stored order, float32 [n, *input_shape].
-          y: class ids, int32 [n].
+          examples: inputs and target in stored order, [n, ...] each, as the
+            manifest's interface says.
           noise: this device's share, float32 [d], used once.
+          random_bytes: what random layers (Dropout) of the model draw from.
 
         Returns:
           float32 [d], finite; without the noise its norm is at most the plan's
@@ -64,7 +73,7 @@ class Trainer:
         """
         try:
             size = int(self._set_weights(weights=weights)["size"])
-            self._train_epochs(x, y)
+            self._train_epochs(examples, random_bytes)
             update: Float32 = self._privatize(
                 initial=weights,
                 clip_norm=np.float32(self._plan.privacy.clip_norm),
@@ -80,13 +89,19 @@ class Trainer:
         self._check(update, noise)
         return update
 
-    def _train_epochs(self, x: Float32, y: NDArray[np.int32]) -> None:
+    def _train_epochs(
+        self, examples: Mapping[str, NDArray[Any]], random_bytes: Callable[[int], bytes]
+    ) -> None:
         """Stored order, `epochs` times; the last batch is padded with weight 0."""
         training = self._plan.local_training
         size, rate = training.batch_size, np.float32(training.learning_rate)
+        values = self._interface.random_values
+        count = len(examples[self._interface.target.name])
         for _ in range(training.epochs):
-            for start in range(0, len(y), size):
-                batch = _padded_batch(x, y, start, size, self._input_shape)
+            for start in range(0, count, size):
+                batch = _padded_batch(examples, start, size)
+                if values:
+                    batch["random"] = uniforms(size * values, random_bytes).reshape(size, values)
                 self._train(**batch, learning_rate=rate)
 
     def _check(self, update: Float32, noise: Float32) -> None:
@@ -123,13 +138,14 @@ class TrainerCache:
 
 
 def _padded_batch(
-    x: Float32, y: NDArray[np.int32], start: int, batch_size: int, input_shape: tuple[int, ...]
+    examples: Mapping[str, NDArray[Any]], start: int, batch_size: int
 ) -> dict[str, NDArray[Any]]:
     """Examples [start, start + batch_size) as one batch of fixed size."""
-    part_x, part_y = x[start : start + batch_size], y[start : start + batch_size]
-    count = len(part_y)
-    batch_x = np.zeros((batch_size, *input_shape), np.float32)
-    batch_y = np.zeros(batch_size, np.int32)
-    weight = np.zeros(batch_size, np.float32)
-    batch_x[:count], batch_y[:count], weight[:count] = part_x, part_y, 1.0
-    return {"x": batch_x, "y": batch_y, "weight": weight}
+    batch = {}
+    for name, values in examples.items():
+        part = values[start : start + batch_size]
+        batch[name] = np.zeros((batch_size, *values.shape[1:]), values.dtype)
+        batch[name][: len(part)] = part
+    count = len(part)
+    batch["weight"] = (np.arange(batch_size) < count).astype(np.float32)
+    return batch

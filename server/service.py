@@ -130,8 +130,8 @@ def _closing(
         task.manifest.check_validity(time.time())
     evaluator = None
     if settings.test_data is not None:
-        x, y = load_test_data(settings.test_data, task.manifest)
-        evaluator = Evaluator(task.client, x=x, y=y)
+        examples = load_test_data(settings.test_data, task.manifest)
+        evaluator = Evaluator(task.client, examples)
     blobs = BlobStore(settings.state / "blobs")
     blobs.delete_all_but(store.blobs_in_use())
     closing = Closing(

@@ -9,7 +9,7 @@ import pytest
 
 from tf_dpfl.cli.main import main
 from tf_dpfl.data.federated import load_federated_data
-from tf_dpfl.protocol.examples import read_examples
+from tf_dpfl.protocol.examples import read_arrays
 from tf_dpfl.protocol.plan_files import load_plan
 
 
@@ -24,13 +24,13 @@ def test_files_hold_exactly_the_clients_asked_for(plan_file, tmp_path, capsys):
     names = sorted(path.name for path in out.iterdir())
     assert names == [f"client_{index:06d}.npz" for index in range(8, 12)]
     for index, name in zip(range(8, 12), names):
-        x, y = read_examples(out / name, input_shape=data.input_shape, classes=data.classes)
-        expected_x, expected_y = data.client(index)
+        x, y = read_arrays(out / name).values()
+        expected_x, expected_y = data.client(index).values()
         np.testing.assert_array_equal(x, expected_x)
         np.testing.assert_array_equal(y, expected_y)
-    x, y = read_examples(test)
-    np.testing.assert_array_equal(x, data.test_x)
-    np.testing.assert_array_equal(y, data.test_y)
+    x, y = read_arrays(test).values()
+    np.testing.assert_array_equal(x, data.test["x"])
+    np.testing.assert_array_equal(y, data.test["y"])
 
 
 def test_written_folder_is_a_data_set_of_its_own(plan_file, tmp_path):
@@ -41,7 +41,7 @@ def test_written_folder_is_a_data_set_of_its_own(plan_file, tmp_path):
     again = load_federated_data(load_plan(plan_file, overrides=overrides))
     assert again.population == original.population == 60
     for index in range(60):
-        for mine, theirs in zip(again.client(index), original.client(index)):
+        for mine, theirs in zip(again.client(index).values(), original.client(index).values()):
             np.testing.assert_array_equal(mine, theirs)
 
 

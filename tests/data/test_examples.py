@@ -17,10 +17,14 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from tf_dpfl.protocol.errors import DataError
-from tf_dpfl.protocol.examples import read_examples
+from tf_dpfl.protocol.examples import read_arrays, read_examples
+from tf_dpfl.protocol.interface import ExampleInterface, ExampleTensor
 
 X = np.arange(24, dtype=np.float32).reshape(4, 3, 2)
 Y = np.array([0, 2, 1, 2], np.int32)
+TASK = ExampleInterface(
+    (ExampleTensor("x", "float32", (3, 2)),), ExampleTensor("y", "int32", ()), (3,)
+)
 
 
 def npz(path: Path, *, compressed: bool = False, **arrays) -> Path:
@@ -52,20 +56,20 @@ def archive(path: Path, method: int = zipfile.ZIP_STORED, **entries: bytes) -> P
 def test_every_numeric_type_and_order_is_read_as_float32(tmp_path, compressed, dtype, order):
     stored = np.array(X % 2 if dtype == "?" else X, dtype=dtype, order=order)
     path = npz(tmp_path / "a.npz", compressed=compressed, x=stored, y=Y.astype("i8"))
-    x, y = read_examples(path, input_shape=(3, 2), classes=3)
+    x, y = read_examples(path, TASK).values()
     assert (x.dtype, y.dtype) == (np.float32, np.int32)
     np.testing.assert_array_equal(x, stored.astype(np.float32))
     np.testing.assert_array_equal(y, Y)
     x[0] = 1.0  # the caller's own
-    first, labels = read_examples(path, limit=2)
+    first, labels = read_arrays(path, limit=2).values()
     np.testing.assert_array_equal(first, stored[:2].astype(np.float32))
     np.testing.assert_array_equal(labels, Y[:2])
-    assert len(read_examples(path, limit=99)[1]) == 4
+    assert len(read_arrays(path, limit=99)["y"]) == 4
 
 
 def test_whole_numbers_in_a_float_array_are_labels(tmp_path):
     path = npz(tmp_path / "a.npz", x=X, y=Y.astype(np.float64))
-    np.testing.assert_array_equal(read_examples(path)[1], Y)
+    np.testing.assert_array_equal(read_arrays(path)["y"], Y)
 
 
 def bad_value(value: float) -> np.ndarray:
@@ -83,9 +87,9 @@ def bad_value(value: float) -> np.ndarray:
         ({"x": X, "y": Y[:3]}, "x has 4 examples and y 3"),
         ({"x": X[:0], "y": Y[:0]}, "has no examples"),
         ({"x": X[:, :0], "y": Y}, r"x has shape \[4, 0, 2\]"),
-        ({"x": X[:, 0, 0], "y": Y}, r"x has shape \[4\]"),
+        ({"x": X[:, 0, 0], "y": Y}, r"x of shape \[\]; this task needs"),
         ({"x": np.float32(1), "y": Y}, r"x has shape \[\]"),
-        ({"x": X, "y": Y[:, None]}, r"y has shape \[4, 1\]"),
+        ({"x": X, "y": Y[:, None]}, r"y of shape \[1\]; this task needs \[\]"),
         ({"x": bad_value(np.nan), "y": Y}, r"x\[2\] has a NaN"),
         ({"x": bad_value(np.inf), "y": Y}, r"x\[2\] has a NaN or infinite"),
         ({"x": bad_value(-np.inf), "y": Y}, r"x\[2\]"),
@@ -98,13 +102,13 @@ def bad_value(value: float) -> np.ndarray:
         ({"x": X, "y": np.array([1, 1, 1, 2**64 - 1], np.uint64)}, r"y\[3\]=18446744073709551615"),
         ({"x": X, "y": ["a", "b", "c", "d"]}, "y has dtype <U1"),
         ({"x": X.astype(complex), "y": Y}, "x has dtype complex"),
-        ({"x": X[:, :2], "y": Y}, r"one example has shape \[2, 2\]; this task needs \[3, 2\]"),
+        ({"x": X[:, :2], "y": Y}, r"one example has x of shape \[2, 2\]; this task needs \[3, 2\]"),
     ],
 )
 def test_malformed_arrays_are_refused(tmp_path, arrays, message):
     path = npz(tmp_path / "a.npz", **arrays)
     with pytest.raises(DataError, match=message) as caught:
-        read_examples(path, input_shape=(3, 2), classes=3)
+        read_examples(path, TASK)
     assert str(caught.value).startswith(f"{path}: ")
     assert "\n" not in str(caught.value)
 
@@ -112,7 +116,7 @@ def test_malformed_arrays_are_refused(tmp_path, arrays, message):
 def test_labels_without_classes_must_still_be_int32(tmp_path):
     path = npz(tmp_path / "a.npz", x=X, y=np.array([0, 1, 2, 2**31]))
     with pytest.raises(DataError, match="2147483648"):
-        read_examples(path)
+        read_arrays(path)
 
 
 class Boom:
@@ -130,10 +134,10 @@ def test_pickled_objects_are_never_loaded(tmp_path):
     objects = np.array([Boom(str(trace))] * 4, dtype=object)
     for arrays in ({"x": objects, "y": Y}, {"x": X, "y": objects}):
         with pytest.raises(DataError, match="pickled objects"):
-            read_examples(npz(tmp_path / "a.npz", **arrays))
+            read_arrays(npz(tmp_path / "a.npz", **arrays))
     structured = np.zeros(4, [("a", "f4"), ("b", "O")])
     with pytest.raises(DataError, match="pickled objects"):
-        read_examples(npz(tmp_path / "a.npz", x=structured, y=Y))
+        read_arrays(npz(tmp_path / "a.npz", x=structured, y=Y))
     assert not trace.exists()
 
 
@@ -154,7 +158,7 @@ def test_shape_larger_than_the_file_is_refused_before_anything_is_allocated(tmp_
     tracemalloc.start()
     try:
         with pytest.raises(DataError, match="claims"):
-            read_examples(path)
+            read_arrays(path)
         assert tracemalloc.get_traced_memory()[1] < 4 << 20
     finally:
         tracemalloc.stop()
@@ -176,7 +180,7 @@ def test_a_lying_archive_directory_is_refused_before_anything_is_allocated(tmp_p
     tracemalloc.start()
     try:
         with pytest.raises(DataError, match="can not hold"):
-            read_examples(path)
+            read_arrays(path)
         assert tracemalloc.get_traced_memory()[1] < 4 << 20
     finally:
         tracemalloc.stop()
@@ -186,7 +190,7 @@ def test_limit_reads_no_more_than_it_needs(tmp_path):
     path = npz(tmp_path / "a.npz", x=np.zeros((1000, 10000), np.uint8), y=np.zeros(1000, int))
     tracemalloc.start()
     try:
-        read_examples(path, limit=2)
+        read_arrays(path, limit=2)
         assert tracemalloc.get_traced_memory()[1] < 1 << 20
     finally:
         tracemalloc.stop()
@@ -197,14 +201,14 @@ def test_files_that_are_no_archive_are_refused(tmp_path):
     for raw in (b"", b"PK", b"\x00" * 1000, npy(X)):
         path.write_bytes(raw)
         with pytest.raises(DataError, match=r"can not be read as \.npz"):
-            read_examples(path)
+            read_arrays(path)
     with pytest.raises(DataError, match="No such file"):
-        read_examples(tmp_path / "absent.npz")
+        read_arrays(tmp_path / "absent.npz")
     with pytest.raises(DataError, match=r"a directory|not a file"):
-        read_examples(tmp_path)
+        read_arrays(tmp_path)
     os.mkfifo(tmp_path / "pipe.npz")
     with pytest.raises(DataError, match="not a file"):
-        read_examples(tmp_path / "pipe.npz")
+        read_arrays(tmp_path / "pipe.npz")
 
 
 @pytest.mark.parametrize(
@@ -225,13 +229,13 @@ def test_files_that_are_no_archive_are_refused(tmp_path):
 )
 def test_broken_array_headers_are_refused(tmp_path, raw):
     with pytest.raises(DataError):
-        read_examples(archive(tmp_path / "a.npz", x=raw, y=npy(Y)))
+        read_arrays(archive(tmp_path / "a.npz", x=raw, y=npy(Y)))
 
 
 def test_other_compressions_are_refused(tmp_path):
     for method in (zipfile.ZIP_BZIP2, zipfile.ZIP_LZMA):
         with pytest.raises(DataError, match="compressed in a way"):
-            read_examples(archive(tmp_path / "a.npz", method, x=npy(X), y=npy(Y)))
+            read_arrays(archive(tmp_path / "a.npz", method, x=npy(X), y=npy(Y)))
 
 
 def test_damaged_content_is_refused(tmp_path):
@@ -241,7 +245,7 @@ def test_damaged_content_is_refused(tmp_path):
     data[at + 3] ^= 1
     path.write_bytes(data)
     with pytest.raises(DataError, match="CRC"):
-        read_examples(path)
+        read_arrays(path)
 
 
 @settings(max_examples=150)
@@ -255,7 +259,7 @@ def test_no_damage_raises_anything_but_data_error(tmp_path_factory, data, compre
         raw[: data.draw(st.integers(0, len(raw)))] if data.draw(st.booleans()) else raw
     )
     try:
-        x, y = read_examples(path)
+        x, y = read_arrays(path).values()
     except DataError:
         return
     assert len(x) == len(y) >= 1
@@ -265,7 +269,7 @@ def test_no_damage_raises_anything_but_data_error(tmp_path_factory, data, compre
 @pytest.mark.parametrize("limit", [0, -1])
 def test_limit_must_be_positive(tmp_path, limit):
     with pytest.raises(ValueError, match="limit"):
-        read_examples(npz(tmp_path / "a.npz", x=X, y=Y), limit=limit)
+        read_arrays(npz(tmp_path / "a.npz", x=X, y=Y), limit=limit)
 
 
 def test_the_reader_imports_no_tensorflow():

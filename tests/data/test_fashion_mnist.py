@@ -169,7 +169,7 @@ def test_federated_fashion_mnist_has_disjoint_clients_and_its_own_test_split(
         examples_per_client=20,
     )
     data = load_federated_data(plan)
-    assert data.features.dtype == np.uint8
+    assert data.inputs["x"].dtype == np.uint8
     assert data.counts.tolist() == [20] * 3000
     source = find_fashion_mnist()
 
@@ -177,11 +177,13 @@ def test_federated_fashion_mnist_has_disjoint_clients_and_its_own_test_split(
         return sorted(image.tobytes() for image in images)
 
     # 3000 x 20 = 60000: clients have every training image once and nothing else.
-    assert rows(data.features) == rows(source.train_x)
-    np.testing.assert_array_equal(data.test_x, source.test_x.astype(np.float32) / np.float32(255))
-    x, _ = data.client(17)
-    np.testing.assert_array_equal(x * np.float32(255), data.features[340:360])
-    classes = np.array([len(set(data.client(i)[1].tolist())) for i in range(3000)])
+    assert rows(data.inputs["x"]) == rows(source.train_x)
+    np.testing.assert_array_equal(
+        data.test["x"], source.test_x.astype(np.float32) / np.float32(255)
+    )
+    x = data.client(17)["x"]
+    np.testing.assert_array_equal(x * np.float32(255), data.inputs["x"][340:360])
+    classes = np.array([len(set(data.client(i)["y"].tolist())) for i in range(3000)])
     assert 2 < classes.mean() < 7
 
 

@@ -12,7 +12,8 @@ from tf_dpfl.data.federated import FederatedData, load_federated_data, padded_cl
 from tf_dpfl.data.sources import digits_split, load_source
 from tf_dpfl.data.user_files import write_client_files, write_test_file
 from tf_dpfl.protocol.errors import DataError
-from tf_dpfl.protocol.examples import read_examples
+from tf_dpfl.protocol.examples import read_arrays, read_examples
+from tf_dpfl.protocol.interface import ExampleInterface, ExampleTensor
 
 DIGITS = {"source": "digits", "partition": "dirichlet", "partition_seed": 4}
 
@@ -29,13 +30,12 @@ def rows_of(x: np.ndarray) -> set[bytes]:
 def small() -> FederatedData:
     """Three clients with 2, 0 and 3 bytes."""
     return FederatedData(
-        features=np.array([[51], [102], [153], [204], [255]], np.uint8),
-        labels=np.array([0, 1, 2, 0, 1], np.int32),
+        inputs={"x": np.array([[51], [102], [153], [204], [255]], np.uint8)},
+        target=np.array([0, 1, 2, 0, 1], np.int32),
         offsets=np.array([0, 2, 2, 5]),
         feature_scale=255.0,
         classes=3,
-        test_x=np.zeros((0, 1), np.float32),
-        test_y=np.zeros(0, np.int32),
+        test={"x": np.zeros((0, 1), np.float32), "y": np.zeros(0, np.int32)},
         client_names=("a", "b", "c"),
     )
 
@@ -49,8 +49,8 @@ def test_no_digits_test_image_is_any_clients(make_plan, partition):
         data={"source": "digits", "partition": partition}, population=70, examples_per_client=20
     )
     data = load_federated_data(plan)
-    clients = rows_of(np.concatenate([data.client(i)[0] for i in range(data.population)]))
-    test = rows_of(data.test_x)
+    clients = rows_of(np.concatenate([data.client(i)["x"] for i in range(data.population)]))
+    test = rows_of(data.test["x"])
     assert len(clients) == 70 * 20
     assert not clients & test
     assert clients | test <= rows_of(original.images[..., None] / 16)
@@ -73,24 +73,24 @@ def test_digits_are_scaled_to_one_and_labels_are_right(digits):
         for image, label in zip(original.images / 16, original.target)
     }
     for index in range(digits.population):
-        x, y = digits.client(index)
+        x, y = digits.client(index).values()
         assert (x.dtype, y.dtype, x.shape) == (np.float32, np.int32, (30, 8, 8, 1))
         assert x.min() >= 0.0
         assert x.max() <= 1.0
         assert [label_of[image.tobytes()] for image in x] == y.tolist()
     assert digits.input_shape == (8, 8, 1)
     assert digits.classes == 10
-    assert digits.test_x.max() == 1.0
+    assert digits.test["x"].max() == 1.0
 
 
 def test_one_plan_gives_the_same_data_and_another_seed_gives_other(make_plan, digits):
     sizes = {"population": 40, "examples_per_client": 30}
     again = load_federated_data(make_plan(data=DIGITS, **sizes))
     other = load_federated_data(make_plan(data={**DIGITS, "partition_seed": 5}, **sizes))
-    np.testing.assert_array_equal(again.features, digits.features)
+    np.testing.assert_array_equal(again.inputs["x"], digits.inputs["x"])
     assert again.description == digits.description
     assert other.description["partition_sha256"] != digits.description["partition_sha256"]
-    np.testing.assert_array_equal(other.test_x, digits.test_x)
+    np.testing.assert_array_equal(other.test["x"], digits.test["x"])
 
 
 def test_description_is_json_and_records_what_decides_the_data(digits):
@@ -117,11 +117,11 @@ def test_unknown_source_is_refused():
 
 def test_client_gives_its_rows_in_order_as_copies():
     data = small()
-    x, y = data.client(0)
+    x, y = data.client(0).values()
     np.testing.assert_array_equal(x, np.float32([[0.2], [0.4]]))
     y[:] = 9
-    np.testing.assert_array_equal(data.client(0)[1], [0, 1])
-    assert data.client(1)[0].shape == (0, 1)
+    np.testing.assert_array_equal(data.client(0)["y"], [0, 1])
+    assert data.client(1)["x"].shape == (0, 1)
     for index in (-1, 3):
         with pytest.raises(IndexError):
             data.client(index)
@@ -131,11 +131,12 @@ def test_client_gives_its_rows_in_order_as_copies():
 def test_padded_clients_equal_the_clients_one_by_one(limit):
     data = small()
     ids = [2, 0, 1, 2]
-    x, y, counts = padded_clients(data, ids, limit)
+    examples, counts = padded_clients(data, ids, limit)
+    x, y = examples.values()
     assert (x.shape, x.dtype) == ((4, limit, 1), np.float32)
     assert (y.shape, y.dtype, counts.dtype) == ((4, limit), np.int32, np.int32)
     for row, index in enumerate(ids):
-        own_x, own_y = data.client(index)
+        own_x, own_y = data.client(index).values()
         n = min(limit, len(own_y))
         assert counts[row] == n
         np.testing.assert_array_equal(x[row, :n], own_x[:n])
@@ -145,7 +146,8 @@ def test_padded_clients_equal_the_clients_one_by_one(limit):
 
 
 def test_padded_clients_of_nobody_and_of_a_stranger():
-    x, y, counts = padded_clients(small(), [], 4)
+    examples, counts = padded_clients(small(), [], 4)
+    x, y = examples.values()
     assert (x.shape, y.shape, counts.shape) == ((0, 4, 1), (0, 4), (0,))
     for ids in ([3], [-1], [0, 99]):
         with pytest.raises(IndexError):
@@ -157,16 +159,19 @@ def test_padded_clients_of_nobody_and_of_a_stranger():
 def test_written_files_are_read_back_value_for_value(tmp_path, digits):
     paths = write_client_files(digits, tmp_path / "clients", clients=[3, 0])
     assert [path.name for path in paths] == ["client_000003.npz", "client_000000.npz"]
+    interface = ExampleInterface(
+        (ExampleTensor("x", "float32", (8, 8, 1)),), ExampleTensor("y", "int32", ()), (10,)
+    )
     for path, index in zip(paths, [3, 0]):
-        x, y = read_examples(path, input_shape=(8, 8, 1), classes=10)
-        np.testing.assert_array_equal(x, digits.client(index)[0])
-        np.testing.assert_array_equal(y, digits.client(index)[1])
+        x, y = read_examples(path, interface).values()
+        np.testing.assert_array_equal(x, digits.client(index)["x"])
+        np.testing.assert_array_equal(y, digits.client(index)["y"])
         assert np.load(path)["x"].dtype == np.float32
     write_test_file(digits, tmp_path / "server" / "test.npz")
-    x, y = read_examples(tmp_path / "server" / "test.npz")
-    np.testing.assert_array_equal(x, digits.test_x)
-    np.testing.assert_array_equal(y, digits.test_y)
-    assert not rows_of(x) & rows_of(np.concatenate([read_examples(path)[0] for path in paths]))
+    x, y = read_arrays(tmp_path / "server" / "test.npz").values()
+    np.testing.assert_array_equal(x, digits.test["x"])
+    np.testing.assert_array_equal(y, digits.test["y"])
+    assert not rows_of(x) & rows_of(np.concatenate([read_arrays(path)["x"] for path in paths]))
 
 
 def test_nothing_is_written_for_a_missing_test_split(tmp_path):

@@ -48,9 +48,9 @@ def test_folder_has_one_client_a_file_in_the_order_of_names(make_plan, folder, t
     assert data.input_shape == (2, 2)
     assert data.classes == 4
     stored = np.load(folder / "eve.npz")
-    np.testing.assert_array_equal(data.client(2)[0], stored["x"][:4].astype(np.float32))
-    np.testing.assert_array_equal(data.client(2)[1], [0, 1, 2, 2])
-    np.testing.assert_array_equal(data.test_y, [0, 1, 2, 3])
+    np.testing.assert_array_equal(data.client(2)["x"], stored["x"][:4].astype(np.float32))
+    np.testing.assert_array_equal(data.client(2)["y"], [0, 1, 2, 2])
+    np.testing.assert_array_equal(data.test["y"], [0, 1, 2, 3])
 
 
 def own(make_plan, folder: Path, population: int = 3, **data):
@@ -96,7 +96,7 @@ def test_missing_or_empty_folders_and_test_files_are_refused(make_plan, folder, 
 
 def test_faulty_client_file_is_named(make_plan, folder):
     write_client(folder / "carl.npz", 2, shape=(3, 2))
-    with pytest.raises(DataError, match=r"carl\.npz: one example has shape \[3, 2\]"):
+    with pytest.raises(DataError, match=r"carl\.npz: one example has x of shape \[3, 2\]"):
         own(make_plan, folder, population=4)
     with pytest.raises(DataError, match=r"ann\.npz: .*this task needs \[9\]"):
         own(make_plan, folder, feature_shape=[9])
@@ -124,17 +124,17 @@ def read(tmp_path: Path, text: str | bytes, **changes):
 def test_csv_groups_by_client_and_keeps_the_columns_order(tmp_path):
     ann, bob = read(tmp_path, GOOD)
     assert (ann.name, bob.name) == ("ann", "bob")
-    np.testing.assert_array_equal(ann.x, np.float32([[[0.5, 2]], [[7, 8]]]))
-    np.testing.assert_array_equal(ann.y, np.int32([1, 2]))
-    np.testing.assert_array_equal(bob.x, np.float32([[[1, -300]]]))
-    assert (ann.x.dtype, ann.y.dtype) == (np.float32, np.int32)
+    np.testing.assert_array_equal(ann.examples["x"], np.float32([[[0.5, 2]], [[7, 8]]]))
+    np.testing.assert_array_equal(ann.examples["y"], np.int32([1, 2]))
+    np.testing.assert_array_equal(bob.examples["x"], np.float32([[[1, -300]]]))
+    assert (ann.examples["x"].dtype, ann.examples["y"].dtype) == (np.float32, np.int32)
 
 
 def test_csv_with_limit_mark_quotes_and_windows_lines(tmp_path):
     text = "\ufeff" + GOOD.replace("\n", "\r\n").replace("ann", '"ann, the first"')
     ann, _ = read(tmp_path, text, limit=1)
     assert ann.name == "ann, the first"
-    assert ann.y.tolist() == [1]
+    assert ann.examples["y"].tolist() == [1]
 
 
 @pytest.mark.parametrize(
@@ -202,12 +202,12 @@ def test_csv_plan_gives_federated_data(make_plan, tmp_path):
     assert data.counts.tolist() == [1, 1]
     assert data.input_shape == (2, 1)
     assert data.classes == 2
-    assert data.test_x.shape == (0, 2, 1)
+    assert data.test["x"].shape == (0, 2, 1)
 
 
 def test_a_test_file_with_other_examples_is_refused(make_plan, folder, tmp_path):
     write_client(tmp_path / "test.npz", 3, shape=(5,))
-    with pytest.raises(DpflError, match=r"test\.npz: one example has shape \[5\]"):
+    with pytest.raises(DpflError, match=r"test\.npz: one example has x of shape \[5\]"):
         own(make_plan, folder, test_path=str(tmp_path / "test.npz"))
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +21,12 @@ SERIES = (15, 3)
 
 
 def plan_of(
-    *, optimizer: str = "sgd", batch_size: int = 8, rounds: int = 3, **privacy: Any
+    *,
+    optimizer: str = "sgd",
+    batch_size: int = 8,
+    rounds: int = 3,
+    local_training: Mapping[str, Any] | None = None,
+    **privacy: Any,
 ) -> Plan:
     noise: dict[str, Any] = {} if "target_epsilon" in privacy else {"noise_multiplier": 1.5}
     return plan_from_dict(
@@ -40,6 +45,7 @@ def plan_of(
                 "batch_size": batch_size,
                 "learning_rate": 0.1,
                 "optimizer": optimizer,
+                **(local_training or {}),
             },
             "privacy": {
                 "clip_norm": 0.5,

@@ -128,11 +128,9 @@ def round_through_devices(plan, model, data, folder):
             raw = link.fetch_weights(
                 task_id=task_id, round_number=answer.round_number, size=manifest.layout.nbytes
             )
-            x, y = data.client(user)
             report = trainer.train_round(
                 weights=vector_from_bytes(raw, size=manifest.layout.size),
-                x=x,
-                y=y,
+                examples=data.client(user),
                 noise=noise_of_tff(plan, user, manifest.layout.size),
             )
             link.send_update(

@@ -80,7 +80,7 @@ def released_line(task, state, test_data, update, task_id):
 def test_a_servers_accuracy_and_loss_are_those_of_keras(tmp_path, name):
     plan = plan_for(name)
     data = load_federated_data(plan)
-    x, y = data.test_x[:300], data.test_y[:300]  # two calls of the interpreter, one short
+    x, y = data.test["x"][:300], data.test["y"][:300]  # two calls of the interpreter, one short
     np.savez(tmp_path / "test.npz", x=x, y=y)
     model = build_model(name, input_shape=data.input_shape, classes=data.classes)
     key = tmp_path / "author.key"

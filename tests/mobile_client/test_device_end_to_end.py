@@ -18,7 +18,7 @@ from device_oracle import train_mlp
 from device_task import SignedTask, flags, save_examples, sign_task, write_task
 
 from tf_dpfl.protocol.clipping import clip_by_global_norm
-from tf_dpfl.protocol.examples import read_examples
+from tf_dpfl.protocol.examples import read_arrays
 
 ROOT = Path(__file__).parents[2]
 DEVICES = 6
@@ -108,7 +108,7 @@ def test_without_noise_two_rounds_give_the_weights_of_the_contract(
     for _ in range(rounds):
         total = np.zeros(len(expected))
         for number in range(DEVICES):
-            x, y = read_examples(tmp_path / "data" / f"{number}.npz")
+            x, y = read_arrays(tmp_path / "data" / f"{number}.npz").values()
             update = (train_mlp(expected, x, y, task) - expected).astype(np.float32)
             total += clip_by_global_norm(update, clip_norm=0.5)
             clipped += bool(np.linalg.norm(update) > 0.5)

@@ -21,7 +21,7 @@ from mobile_client.session import Rim
 from mobile_client.trainer import Trainer, TrainerCache
 from tf_dpfl.protocol.clipping import CLIP_MARGIN, clip_by_global_norm
 from tf_dpfl.protocol.errors import TaskError
-from tf_dpfl.protocol.examples import read_examples
+from tf_dpfl.protocol.examples import Examples, read_arrays
 from tf_dpfl.protocol.noise import noise_stddev_of_share
 
 # Six standard errors: one false alarm in 10^9 runs.
@@ -29,8 +29,13 @@ SIGMAS = 6.0
 
 
 @pytest.fixture
-def examples(tmp_path: Path) -> tuple[np.ndarray, np.ndarray]:
-    return read_examples(save_examples(tmp_path / "x.npz"))
+def examples(tmp_path: Path) -> Examples:
+    return first(read_arrays(save_examples(tmp_path / "x.npz")), None)
+
+
+def first(examples: Examples, count: int | None) -> Examples:
+    """The first `count` examples, as the task takes them."""
+    return {"x": examples["x"][:count].astype(np.float32), "y": examples["y"][:count]}
 
 
 def trainer_of(task: SignedTask) -> Trainer:
@@ -43,10 +48,10 @@ def test_a_round_equals_the_contract_in_numpy(
     client_files: Path, examples: Any, model: str, count: int
 ) -> None:
     task = sign_task(client_files, model, privacy={"clip_norm": 1e6})
-    x, y = examples[0][:count], examples[1][:count]
+    part = first(examples, count)
     noise = np.zeros(task.manifest.layout.size, np.float32)
-    update = trainer_of(task).train_round(weights=task.weights, x=x, y=y, noise=noise)
-    expected = train_mlp(task.weights, x, y, task) - task.weights.astype(np.float64)
+    update = trainer_of(task).train_round(weights=task.weights, examples=part, noise=noise)
+    expected = train_mlp(task.weights, part["x"], part["y"], task) - task.weights.astype(np.float64)
     assert np.abs(expected).max() > 1e-3
     np.testing.assert_allclose(update, expected, atol=2e-6)
 
@@ -54,22 +59,20 @@ def test_a_round_equals_the_contract_in_numpy(
 def test_the_next_round_starts_afresh_from_its_own_weights(task: SignedTask, examples: Any) -> None:
     trainer = trainer_of(task)
     noise = np.zeros(task.manifest.layout.size, np.float32)
-    x, y = examples
-    first = trainer.train_round(weights=task.weights, x=x, y=y, noise=noise)
-    trainer.train_round(weights=task.weights * 3, x=x[:3], y=y[:3], noise=noise)
-    again = trainer.train_round(weights=task.weights, x=x, y=y, noise=noise)
-    np.testing.assert_array_equal(first, again)
+    before = trainer.train_round(weights=task.weights, examples=examples, noise=noise)
+    trainer.train_round(weights=task.weights * 3, examples=first(examples, 3), noise=noise)
+    again = trainer.train_round(weights=task.weights, examples=examples, noise=noise)
+    np.testing.assert_array_equal(before, again)
 
 
 def test_a_large_update_is_clipped_to_the_norm_and_a_small_one_is_untouched(
     client_files: Path, examples: Any
 ) -> None:
     noise = np.zeros_like(sign_task(client_files).weights)
-    x, y = examples
     norms = {}
     for clip_norm in (1e-3, 1e6):
         task = sign_task(client_files, privacy={"clip_norm": clip_norm})
-        update = trainer_of(task).train_round(weights=task.weights, x=x, y=y, noise=noise)
+        update = trainer_of(task).train_round(weights=task.weights, examples=examples, noise=noise)
         norms[clip_norm] = np.linalg.norm(update.astype(np.float64))
     assert norms[1e6] > 0.1
     assert norms[1e-3] <= 1e-3
@@ -77,12 +80,12 @@ def test_a_large_update_is_clipped_to_the_norm_and_a_small_one_is_untouched(
 
 
 def test_the_fed_noise_is_added_after_clipping(task: SignedTask, examples: Any) -> None:
-    x, y = examples
     size = task.manifest.layout.size
     noise = np.random.default_rng(1).normal(size=size).astype(np.float32)
     trainer = trainer_of(task)
-    plain = trainer.train_round(weights=task.weights, x=x, y=y, noise=np.zeros(size, np.float32))
-    noised = trainer.train_round(weights=task.weights, x=x, y=y, noise=noise)
+    nothing = np.zeros(size, np.float32)
+    plain = trainer.train_round(weights=task.weights, examples=examples, noise=nothing)
+    noised = trainer.train_round(weights=task.weights, examples=examples, noise=noise)
     np.testing.assert_allclose(noised - noise, plain, atol=1e-6)
     assert np.linalg.norm(noised) > 10 * task.manifest.plan.privacy.clip_norm
 
@@ -91,9 +94,8 @@ def test_training_that_diverges_reports_noise_alone(client_files: Path, examples
     task = sign_task(client_files)
     weights = (task.weights * np.float32(1e30)).astype(np.float32)
     noise = np.full(task.manifest.layout.size, 0.25, np.float32)
-    update = trainer_of(task).train_round(
-        weights=weights, x=examples[0] * np.float32(1e30), y=examples[1], noise=noise
-    )
+    examples["x"] *= np.float32(1e30)
+    update = trainer_of(task).train_round(weights=weights, examples=examples, noise=noise)
     np.testing.assert_array_equal(update, noise)
 
 
@@ -133,7 +135,7 @@ def test_a_file_that_does_not_clip_or_add_the_noise_is_caught(
     trainer = Trainer(b"", task.manifest)
     noise = np.ones(task.manifest.layout.size, np.float32)
     with pytest.raises(TaskError, match=match):
-        trainer.train_round(weights=task.weights, x=examples[0], y=examples[1], noise=noise)
+        trainer.train_round(weights=task.weights, examples=examples, noise=noise)
 
 
 @pytest.mark.parametrize("content", [b"", b"no TFLite file at all" * 10])
@@ -177,7 +179,7 @@ def test_what_is_left_without_the_noise_is_the_clipped_update(
     )
     bench.run()
     task = bench.server.task
-    x, y = read_examples(bench.settings.data)
+    x, y = read_arrays(bench.settings.data).values()
     trained = train_mlp(task.weights, x, y, task) - task.weights.astype(np.float64)
     expected = clip_by_global_norm(trained.astype(np.float32), clip_norm=0.5)
     bodies = {body for _, _, body in bench.server.arrived}
@@ -199,7 +201,7 @@ def test_two_devices_with_the_same_data_send_different_updates(
 
 
 def test_the_noise_comes_from_the_operating_system(bench: Bench) -> None:
-    """Four draws of 16 bytes a pair of values, all of them from os.urandom."""
+    """One 256-bit key a report, from os.urandom."""
     assert inspect.signature(Rim).parameters["random_bytes"].default is os.urandom
     asked = []
 
@@ -210,8 +212,7 @@ def test_the_noise_comes_from_the_operating_system(bench: Bench) -> None:
     bench.rim_changes["random_bytes"] = counting
     bench.server.rounds = 1
     bench.run()
-    pairs = (bench.server.task.manifest.layout.size + 1) // 2
-    assert asked == [16 * pairs] * 4
+    assert asked == [32]
 
 
 def test_a_plan_with_the_noise_on_the_server_adds_none(tmp_path: Path, client_files: Path) -> None:
@@ -230,7 +231,7 @@ def test_no_more_examples_are_used_than_the_plan_allows(
     train = Trainer.train_round
 
     def spy(self: Trainer, **inputs: Any) -> Any:
-        seen.append(inputs["x"])
+        seen.append(inputs["examples"]["x"])
         return train(self, **inputs)
 
     monkeypatch.setattr(Trainer, "train_round", spy)
@@ -257,14 +258,13 @@ def test_one_interpreter_serves_all_devices_of_a_task(client_files: Path, task: 
 
 
 def test_training_keeps_no_second_copy_of_the_data(task: SignedTask, examples: Any) -> None:
-    x = np.repeat(examples[0], 200, axis=0)
-    y = np.repeat(examples[1], 200)
+    many = {name: np.repeat(values, 200, axis=0) for name, values in examples.items()}
     trainer = trainer_of(task)
     noise = np.zeros(task.manifest.layout.size, np.float32)
     tracemalloc.start()
     try:
-        trainer.train_round(weights=task.weights, x=x, y=y, noise=noise)
+        trainer.train_round(weights=task.weights, examples=many, noise=noise)
         _, peak = tracemalloc.get_traced_memory()
     finally:
         tracemalloc.stop()
-    assert peak < x.nbytes / 2
+    assert peak < many["x"].nbytes / 2

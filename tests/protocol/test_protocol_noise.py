@@ -2,6 +2,7 @@
 
 import math
 import os
+from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import pytest
@@ -10,7 +11,13 @@ from hypothesis import strategies as st
 from scipy import stats
 
 from tf_dpfl.protocol import noise
-from tf_dpfl.protocol.noise import gaussian_noise, noise_stddev_of_share, noise_stddev_of_sum
+from tf_dpfl.protocol.errors import StateError
+from tf_dpfl.protocol.noise import (
+    gaussian_noise,
+    noise_stddev_of_share,
+    noise_stddev_of_sum,
+    uniforms,
+)
 
 
 def seeded_bytes(seed):
@@ -30,10 +37,19 @@ def test_the_empirical_deviation_is_the_stated_one(stddev):
 def test_the_distribution_is_normal_and_its_values_independent():
     values = gaussian_noise(200_001, stddev=1.0, random_bytes=seeded_bytes(5)).astype(np.float64)
     assert stats.kstest(values, "norm").pvalue > 1e-4
-    half = len(values) // 2  # the two halves of one Box-Muller draw share a radius
-    for pair in ((values[:-1], values[1:]), (values[:half], values[half + 1 :])):
-        assert abs(np.corrcoef(*pair)[0, 1]) < 6 / math.sqrt(half)
-        assert abs(np.corrcoef(*np.square(pair))[0, 1]) < 6 / math.sqrt(half)
+    # Cosine and sine of one draw share a radius; they lie half a chunk apart.
+    for lag in (1, noise._CHUNK // 2, noise._CHUNK):
+        pair = (values[:-lag], values[lag:])
+        assert abs(np.corrcoef(*pair)[0, 1]) < 6 / math.sqrt(len(values) - lag)
+        assert abs(np.corrcoef(*np.square(pair))[0, 1]) < 6 / math.sqrt(len(values) - lag)
+
+
+def test_the_tails_are_those_of_a_normal():
+    n = 1_000_000
+    values = np.abs(gaussian_noise(n, stddev=1.0))
+    for bound in (2.0, 3.0, 4.0):
+        expected = n * math.erfc(bound / math.sqrt(2))
+        assert abs((values > bound).sum() - expected) < 6 * math.sqrt(expected)
 
 
 def test_each_call_asks_the_operating_system_anew(monkeypatch):
@@ -47,8 +63,7 @@ def test_each_call_asks_the_operating_system_anew(monkeypatch):
     monkeypatch.setattr(noise.gaussian_noise, "__kwdefaults__", {"random_bytes": spy})
     first, second = gaussian_noise(9, stddev=1.0), gaussian_noise(9, stddev=1.0)
     assert not np.array_equal(first, second)
-    # Four draws of five pairs, two 64-bit words each, for either call.
-    assert asked == [16 * 5] * 4 * 2
+    assert asked == [32, 32]  # one key of 256 bits each
 
 
 def test_the_default_source_is_the_operating_system():
@@ -68,35 +83,109 @@ def test_injected_bytes_give_the_same_noise():
     np.testing.assert_array_equal(first, again)
 
 
+def rfc_8439_key_stream(key, count):
+    """ChaCha20 with counter and nonce of zero, written from RFC 8439, section 2.3."""
+
+    def quarter(s, a, b, c, d):
+        for x, y, z, turn in ((a, b, d, 16), (c, d, b, 12), (a, b, d, 8), (c, d, b, 7)):
+            s[x] = (s[x] + s[y]) & 0xFFFFFFFF
+            s[z] ^= s[x]
+            s[z] = (s[z] << turn | s[z] >> (32 - turn)) & 0xFFFFFFFF
+
+    columns = [(i, i + 4, i + 8, i + 12) for i in range(4)]
+    diagonals = [(0, 5, 10, 15), (1, 6, 11, 12), (2, 7, 8, 13), (3, 4, 9, 14)]
+    constant = np.frombuffer(b"expand 32-byte k", "<u4").tolist()
+    stream = b""
+    for counter in range(-(-count // 64)):
+        first = constant + np.frombuffer(key, "<u4").tolist() + [counter, 0, 0, 0]
+        state = list(first)
+        for _ in range(10):
+            for four in columns + diagonals:
+                quarter(state, *four)
+        words = [(a + b) & 0xFFFFFFFF for a, b in zip(state, first)]
+        stream += np.array(words, "<u4").tobytes()
+    return stream[:count]
+
+
 def test_every_value_is_a_sum_of_four_draws():
     """With one draw only, a value would be a scaled Box-Muller value (2112.05307)."""
-    raw = [seeded_bytes(seed)(32) for seed in range(4)]
-    source = iter(raw)
-    values = gaussian_noise(4, stddev=1.0, random_bytes=lambda _: next(source))
-    singles = []
-    for part in raw:
-        words = [int.from_bytes(part[i : i + 8], "little") >> 11 for i in range(0, 32, 8)]
-        radii = [math.sqrt(-2 * math.log((w + 1) / 2**53)) for w in words[:2]]
-        angles = [2 * math.pi * w / 2**53 for w in words[2:]]
-        singles.append(
-            [r * math.cos(a) for r, a in zip(radii, angles)]
-            + [r * math.sin(a) for r, a in zip(radii, angles)]
-        )
-    np.testing.assert_allclose(values, np.sum(singles, axis=0) / 2, rtol=1e-6)
+    key = bytes(range(32))
+    values = gaussian_noise(4, stddev=1.0, random_bytes=lambda _: key)
+    stream = rfc_8439_key_stream(key, 4 * 32)
+    words = [int.from_bytes(stream[i : i + 8], "little") >> 11 for i in range(0, 128, 8)]
+    radii = [math.sqrt(-2 * math.log((w + 1) / 2**53)) for w in words[:8]]
+    angles = [2 * math.pi * (w / 2**53 - 0.5) for w in words[8:]]
+    cosines = [r * math.cos(a) for r, a in zip(radii, angles)]
+    sines = [r * math.sin(a) for r, a in zip(radii, angles)]
+    # Draw i makes the pair (cosines, sines)[2 i : 2 i + 2].
+    expected = [sum(part[k::2]) / 2 for part in (cosines, sines) for k in (0, 1)]
+    np.testing.assert_allclose(values, expected, rtol=1e-6)
 
 
-@pytest.mark.parametrize("byte", [0x00, 0xFF])
-def test_extreme_bytes_give_finite_noise(byte):
-    values = gaussian_noise(11, stddev=1e12, random_bytes=lambda n: bytes([byte]) * n)
-    assert np.isfinite(values).all()
+@pytest.mark.parametrize("byte", [0x00, 0x7F, 0x80, 0xFF])
+def test_extreme_words_give_finite_draws(byte):
+    words = np.frombuffer(bytes([byte]) * 32, np.uint64).reshape(2, 2)
+    assert np.isfinite(noise._box_muller(words)).all()
 
 
 @given(st.binary(min_size=16, max_size=16))
-def test_no_bytes_give_anything_but_finite_noise(raw):
-    assert np.isfinite(gaussian_noise(2, stddev=1.0, random_bytes=lambda _: raw)).all()
+def test_no_words_give_anything_but_finite_normals_of_their_radius(raw):
+    words = np.frombuffer(raw, np.uint64).reshape(2, 1)
+    draws = noise._box_muller(words)
+    radius = math.sqrt(-2 * math.log(((int(words[0, 0]) >> 11) + 1) / 2**53))
+    np.testing.assert_allclose(np.hypot(*draws), radius, rtol=1e-12)
 
 
-@pytest.mark.parametrize("size", [0, 1, 2, 3, 1000])
+def test_threads_never_share_a_stream():
+    with ThreadPoolExecutor(8) as pool:
+        drawn = list(pool.map(lambda _: gaussian_noise(50, stddev=1.0), range(200)))
+    assert len({values.tobytes() for values in drawn}) == 200
+
+
+def test_a_fork_never_repeats_its_parents_stream():
+    gaussian_noise(8, stddev=1.0)  # whatever a generator would keep is there before the fork
+    reading, writing = os.pipe()
+    child = os.fork()
+    if child == 0:
+        os.write(writing, gaussian_noise(64, stddev=1.0).tobytes())
+        os._exit(0)
+    os.close(writing)
+    with os.fdopen(reading, "rb") as pipe:
+        childs = np.frombuffer(pipe.read(), np.float32)
+    os.waitpid(child, 0)
+    own = gaussian_noise(64, stddev=1.0)
+    assert len(childs) == 64 and not set(own) & set(childs)
+
+
+@pytest.mark.parametrize(
+    "draw",
+    [
+        lambda source: gaussian_noise(3, stddev=1.0, random_bytes=source),
+        lambda source: uniforms(3, source),
+    ],
+)
+def test_failing_entropy_raises_and_makes_no_noise(draw):
+    def none(_):
+        raise OSError("no entropy")
+
+    with pytest.raises(OSError, match="no entropy"):
+        draw(none)
+    with pytest.raises(StateError, match="gave 16 bytes instead of 32"):
+        draw(lambda _: bytes(16))
+
+
+def test_uniforms_are_uniform_below_one_and_new_each_time():
+    n = 200_000
+    values = uniforms(n)
+    assert values.dtype == np.float32 and values.shape == (n,)
+    assert values.min() >= 0 and values.max() < 1
+    assert stats.kstest(values.astype(np.float64), "uniform").pvalue > 1e-6
+    assert abs(np.corrcoef(values[:-1], values[1:])[0, 1]) < 6 / math.sqrt(n)
+    assert not np.array_equal(values, uniforms(n))
+    assert uniforms(0).shape == (0,)
+
+
+@pytest.mark.parametrize("size", [0, 1, 2, 3, 1000, 2047, 2048, 2049])
 def test_the_shape_is_as_asked(size):
     values = gaussian_noise(size, stddev=1.0)
     assert values.shape == (size,) and values.dtype == np.float32

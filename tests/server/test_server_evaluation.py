@@ -35,18 +35,18 @@ def test_accuracy_and_loss_are_means_over_all_calls(monkeypatch) -> None:
     # 601 examples: three calls, the last one short. Class 1 has the larger logit.
     x = np.tile(np.float32([0, 1]), (601, 1))
     y = np.int32([1] * 501 + [0] * 100)
-    score = Evaluator(b"", x=x, y=y).score(np.float32([1, 3]))
+    score = Evaluator(b"", {"x": x, "y": y}).score(np.float32([1, 3]))
     assert score.accuracy == 501 / 601
     right, wrong = math.log(1 + math.exp(-3)), math.log(1 + math.exp(3))
     assert score.loss == pytest.approx((501 * right + 100 * wrong) / 601)
     # Logits beyond exp's range do not overflow.
-    score = Evaluator(b"", x=x, y=y).score(np.float32([1, 5000]))
+    score = Evaluator(b"", {"x": x, "y": y}).score(np.float32([1, 5000]))
     assert score.loss == pytest.approx(100 * 5000 / 601)
 
 
 def test_what_is_not_a_model_is_not_scored() -> None:
     with pytest.raises((ValueError, RuntimeError, StateError)):
-        Evaluator(b"not a model", x=np.zeros((1, 2), np.float32), y=np.zeros(1, np.int32))
+        Evaluator(b"not a model", {"x": np.zeros((1, 2), np.float32), "y": np.zeros(1, np.int32)})
 
 
 def test_test_data_that_does_not_fit_is_refused(tmp_path: Path) -> None:
@@ -55,7 +55,7 @@ def test_test_data_that_does_not_fit_is_refused(tmp_path: Path) -> None:
 
     def load(**changes: np.ndarray) -> None:
         np.savez(tmp_path / "data.npz", **{**good, **changes})
-        x, y = load_test_data(tmp_path / "data.npz", manifest)
+        x, y = load_test_data(tmp_path / "data.npz", manifest).values()
         assert (x.dtype, y.dtype) == (np.float32, np.int32)
 
     load()

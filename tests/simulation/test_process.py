@@ -78,7 +78,7 @@ def test_is_a_tff_learning_process_that_gives_and_takes_weights(data):
 
 def test_round_without_noise_is_the_readable_loops(data):
     plan, model = digits_plan(), small_mlp()
-    total = sum(clipped_update(plan, model, *data.client(int(u))) for u in USERS)
+    total = sum(clipped_update(plan, model, *data.client(int(u)).values()) for u in USERS)
     expected = start(model) + total / plan.clients.clients_per_round
     weights, metrics = one_round(plan, model, data)
     np.testing.assert_allclose(weights, expected, atol=1e-5)
@@ -147,8 +147,8 @@ def test_users_weigh_equally_whatever_they_hold(data):
     shards[0]["count"][1] = 1  # the second user has a single example
     process = build_learning_process(plan, model)
     output = process.next(process.initialize(), shards)
-    x, y = data.client(int(USERS[1]))
-    total = clipped_update(plan, model, *data.client(int(USERS[0])))
+    x, y = data.client(int(USERS[1])).values()
+    total = clipped_update(plan, model, *data.client(int(USERS[0])).values())
     total = total + clipped_update(plan, model, x[:1], y[:1])
     moved = flat(process.get_model_weights(output.state)) - start(model)
     np.testing.assert_allclose(moved, total / plan.clients.clients_per_round, atol=1e-5)
@@ -186,7 +186,7 @@ def test_server_optimizer_is_kerass(data, optimizer):
         "adam": lambda: tf.keras.optimizers.legacy.Adam(0.5),
     }[optimizer]()
     for _ in range(3):
-        total = sum(clipped_update(plan, reference, *data.client(int(u))) for u in USERS)
+        total = sum(clipped_update(plan, reference, *data.client(int(u)).values()) for u in USERS)
         average, pieces, begin = total / plan.clients.clients_per_round, [], 0
         for v in reference.trainable_variables:
             size = int(np.prod(v.shape))

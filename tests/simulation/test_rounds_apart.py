@@ -113,13 +113,12 @@ def test_no_user_gives_more_examples_than_the_plan_allows():
     """10 examples fill two and a half batches of 4: the padding has room for two more."""
     plan = digits_plan()
     data = FederatedData(
-        features=np.ones((36, 8, 8, 1), np.float32),
-        labels=np.zeros(36, np.int32),
+        inputs={"x": np.ones((36, 8, 8, 1), np.float32)},
+        target=np.zeros(36, np.int32),
         offsets=np.array([0, 12, 22, 36]),
         feature_scale=1.0,
         classes=10,
-        test_x=np.zeros((0, 8, 8, 1), np.float32),
-        test_y=np.zeros(0, np.int32),
+        test={"x": np.zeros((0, 8, 8, 1), np.float32), "y": np.zeros(0, np.int32)},
         client_names=("a", "b", "c"),
     )
     (shard,) = make_shards(data, np.arange(3), plan)

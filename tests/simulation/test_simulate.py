@@ -68,8 +68,8 @@ def test_every_line_of_metrics_has_the_epsilon_of_its_round(finished):
 def test_evaluation_comes_every_k_rounds_and_at_the_end(finished, data):
     records = metrics(finished.folder)
     assert [r["round"] for r in records if "accuracy" in r] == [2, 4, 5]
-    logits = finished.model.predict(data.test_x, verbose=0)
-    accuracy = (logits.argmax(1) == data.test_y).mean()
+    logits = finished.model.predict(data.test["x"], verbose=0)
+    accuracy = (logits.argmax(1) == data.test["y"]).mean()
     assert records[-1]["accuracy"] == pytest.approx(accuracy, abs=1e-9)
 
 

@@ -65,7 +65,7 @@ def run(args: argparse.Namespace) -> None:
             args.out,
             signing_key=key,
             input_shape=data.input_shape,
-            classes=data.classes,
+            classes=data.outputs,
             valid_for_days=args.valid_for_days,
         )
     with shown_events(as_json=args.json) as show:

@@ -70,7 +70,7 @@ def run(args: argparse.Namespace) -> None:
     from tf_dpfl.data.user_files import write_client_files, write_test_file
 
     data = load_federated_data(plan)
-    if args.test and not len(data.test_y):
+    if args.test and not data.test_examples:
         raise DataError("--test: this data set has no test split; set data.test_path")
     with _appearing_whole(args.out) as folder:
         write_client_files(data, folder, clients=clients)
@@ -79,7 +79,7 @@ def run(args: argparse.Namespace) -> None:
     with shown_events(as_json=args.json) as show:
         show({"event": "clients written", "clients": len(clients), "folder": str(args.out)})
         if args.test:
-            examples = len(data.test_y)
+            examples = data.test_examples
             show({"event": "test written", "examples": examples, "file": str(args.test)})
 
 

@@ -17,6 +17,7 @@ from tensorflow.python.framework.func_graph import FuncGraph
 from tf_dpfl.client_work.interface import interface_of
 from tf_dpfl.client_work.losses import example_losses
 from tf_dpfl.client_work.optimizers import LocalOptimizer
+from tf_dpfl.client_work.per_example import Method, choose_method, clipped_gradient_sum
 from tf_dpfl.client_work.preparing import KerasModel, PreparedModel, prepare_model
 from tf_dpfl.client_work.update import privatize
 from tf_dpfl.protocol.interface import TARGET
@@ -47,6 +48,8 @@ class ClientComputation(tf.Module):
         gradient to use instead of TensorFlow's own. The exporter passes rules
         made of TFLite builtins; without it the native gradients are used.
       forward: runs the model; by default what `prepare_model` makes of it.
+      dp_method: how `train_dp_batch` clips, "one_pass" or "loop"; by default
+        what `choose_dp_method` says.
 
     Raises:
       ModelError: the model does not fit the plan's loss; all faults at once.
@@ -59,6 +62,7 @@ class ClientComputation(tf.Module):
         *,
         op_gradients: Mapping[str, str] | None = None,
         forward: PreparedModel | KerasModel | None = None,
+        dp_method: str | None = None,
     ):
         super().__init__(name="client")
         self._forward = prepare_model(model) if forward is None else forward
@@ -69,6 +73,8 @@ class ClientComputation(tf.Module):
         self._variables = model.trainable_variables
         self._fixed = model.non_trainable_variables  # to be saved with the functions
         self._losses = example_losses(local_training.loss)
+        self._batch_size = local_training.batch_size
+        self._dp_method = dp_method
         self._optimizer = LocalOptimizer(self._variables, local_training)
         self._op_gradients = dict(op_gradients or {})
 
@@ -101,7 +107,7 @@ class ClientComputation(tf.Module):
         """
         graph = tf.compat.v1.get_default_graph()
         with graph.gradient_override_map(self._op_gradients):
-            losses = self._losses(batch[TARGET], self._predict(batch, training=True, random=random))
+            losses = self._example_losses(batch, random)
             loss = tf.reduce_sum(losses * weight) / tf.maximum(tf.reduce_sum(weight), 1.0)
         # Not a GradientTape: a tape does not look at the override map.
         handles = [
@@ -114,6 +120,57 @@ class ClientComputation(tf.Module):
         ]
         self._optimizer.apply(gradients, learning_rate)
         return loss
+
+    def train_dp_batch(
+        self,
+        batch: Batch,
+        weight: tf.Tensor,
+        learning_rate: tf.Tensor,
+        clip_norm: tf.Tensor,
+        noise: tf.Tensor,
+        random: tf.Tensor | None = None,
+    ) -> tf.Tensor:
+        """One step of DP-SGD (Abadi et al. 1607.00133); returns B, int32 [].
+
+        The gradient is (sum of weight_i * clip(gradient_i) + noise) / B: the
+        divisor is the public batch size, also of partial and empty batches.
+
+        Args:
+          batch: inputs and target, [B, ...] each, B the plan's batch size.
+          weight: float32 [B], 1 for an example and 0 for padding.
+          learning_rate: float32 [].
+          clip_norm: float32 [], the L2 norm one example's gradient is clipped to.
+          noise: float32 [d], already scaled to the standard deviation that the
+            sum of clipped gradients needs.
+          random: as for `train_batch`.
+        """
+        sums = clipped_gradient_sum(
+            self._example_losses,
+            batch,
+            weight,
+            random,
+            variables=self._variables,
+            clip_norm=clip_norm,
+            op_gradients=self._op_gradients,
+            method=self._dp_method or self.choose_dp_method().name,
+        )
+        gradients = [
+            (total + share) * (1.0 / self._batch_size)
+            for total, share in zip(sums, self._split(noise))
+        ]
+        self._optimizer.apply(gradients, learning_rate)
+        return tf.constant(self._batch_size, tf.int32)
+
+    def choose_dp_method(self) -> Method:
+        """One pass over the batch where that is sound for the model, else the loop."""
+        size, values = self._batch_size, self.interface.random_values
+        return choose_method(
+            self._example_losses,
+            {t.name: tf.TensorSpec([size, *t.shape], t.dtype) for t in self.interface.tensors},
+            tf.TensorSpec([size, values]) if values else None,
+            variables=self._variables,
+            op_gradients=self._op_gradients,
+        )
 
     def infer(self, inputs: Batch) -> tf.Tensor:
         """The model's prediction, float32 [n, ...], for inputs of [n, ...] each."""
@@ -128,6 +185,10 @@ class ClientComputation(tf.Module):
     ) -> tf.Tensor:
         """The report, float32 [d]: clip(current - `initial`) + `noise`."""
         return privatize(self.update(initial), clip_norm=clip_norm, noise=noise)
+
+    def _example_losses(self, batch: Batch, random: tf.Tensor | None) -> tf.Tensor:
+        prediction = self._predict(batch, training=True, random=random)
+        return self._losses(batch[TARGET], prediction)
 
     def _predict(self, batch: Batch, *, training: bool, random: tf.Tensor | None = None) -> Any:
         inputs = [batch[tensor.name] for tensor in self.interface.inputs]

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import tensorflow as tf
 
 from tf_dpfl.client_work.computation import Batch, ClientComputation
@@ -14,6 +16,7 @@ def train_locally(
     count: tf.Tensor,
     *,
     settings: LocalTraining,
+    random: Callable[[tf.Tensor], tf.Tensor] | None = None,
 ) -> None:
     """Trains on the first `count` examples in stored order, `settings.epochs` times.
 
@@ -25,6 +28,8 @@ def train_locally(
         multiple of the batch size.
       count: int32 [], number of real examples, 0 to n.
       settings: the plan's section.
+      random: the uniforms of step number i (int32 []), float32 [batch_size,
+        random_values]; needed by models with random layers.
     """
     size = settings.batch_size
     learning_rate = tf.constant(settings.learning_rate, tf.float32)
@@ -37,7 +42,9 @@ def train_locally(
             for name, values in examples.items()
         }
         weight = tf.cast(start + tf.range(size) < count, tf.float32)
-        with tf.control_dependencies([computation.train_batch(batch, weight, learning_rate)]):
+        uniforms = None if random is None else random(index)
+        loss = computation.train_batch(batch, weight, learning_rate, uniforms)
+        with tf.control_dependencies([loss]):
             return (index + 1,)
 
     tf.while_loop(

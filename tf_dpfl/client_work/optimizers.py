@@ -28,7 +28,7 @@ class LocalOptimizer(tf.Module):
         self._settings = settings
         slots = {"sgd": 0, "momentum": 1, "adam": 2}[settings.optimizer]
         self._slots = [[_zeros_like(v) for v in variables] for _ in range(slots)]
-        self._step = tf.Variable(0.0, trainable=False) if settings.optimizer == "adam" else None
+        self._steps = [tf.Variable(0.0, trainable=False)] if settings.optimizer == "adam" else []
         self._start = [_zeros_like(v) for v in variables] if settings.proximal else []
 
     @property
@@ -38,8 +38,7 @@ class LocalOptimizer(tf.Module):
 
     @property
     def _state(self) -> list[tf.Variable]:
-        step = [] if self._step is None else [self._step]
-        return [slot for slots in self._slots for slot in slots] + step
+        return [slot for slots in self._slots for slot in slots] + self._steps
 
     def reset(self) -> None:
         """Back to the state before the first step, started at the current weights."""
@@ -83,8 +82,9 @@ class LocalOptimizer(tf.Module):
 
     def _apply_adam(self, gradients: Sequence[tf.Tensor], learning_rate: tf.Tensor) -> None:
         beta_1, beta_2 = self._settings.beta_1, self._settings.beta_2
-        count = self._step + 1.0
-        self._step.assign(count)
+        (steps,) = self._steps
+        count = steps + 1.0
+        steps.assign(count)
         rate = learning_rate * tf.sqrt(1.0 - tf.pow(beta_2, count)) / (1.0 - tf.pow(beta_1, count))
         for variable, mean, square, gradient in zip(self._variables, *self._slots, gradients):
             new_mean = mean + (gradient - mean) * (1.0 - beta_1)

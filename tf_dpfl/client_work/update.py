@@ -15,15 +15,20 @@ from tf_dpfl.protocol.clipping import CLIP_MARGIN
 _TERMS_PER_SUM = 64
 
 
-def sum_of_squares(flat: tf.Tensor) -> tf.Tensor:
-    """Sum of the squares of `flat` (float32 [d], d static), added up as a tree."""
-    values = tf.square(flat)
-    while values.shape[0] > 1:
-        size = values.shape[0]
+def sum_of_squares(values: tf.Tensor) -> tf.Tensor:
+    """Sums of the squares along the last axis of `values` (float32 [..., d], static).
+
+    Added up as a tree; the result has shape [...].
+    """
+    *outer, size = values.shape
+    sums = tf.square(values)
+    while size > 1:
         terms = min(_TERMS_PER_SUM, size)
-        values = tf.pad(values, [[0, -size % terms]])
-        values = tf.reduce_sum(tf.reshape(values, [-1, terms]), axis=1)
-    return tf.reshape(values, [])
+        if size % terms:
+            sums = tf.pad(sums, [[0, 0]] * len(outer) + [[0, -size % terms]])
+        size = -(-size // terms)
+        sums = tf.reduce_sum(tf.reshape(sums, [*outer, size, terms]), axis=-1)
+    return tf.reshape(sums, outer)
 
 
 def is_finite_update(update: tf.Tensor) -> tf.Tensor:

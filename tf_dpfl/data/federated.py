@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from tf_dpfl.data.columns import FederatedData, padded_clients
+from tf_dpfl.data.columns import FederatedData, padded_clients, scaled
 from tf_dpfl.data.partitions import partition_of_plan, partition_sha256
 from tf_dpfl.data.sources import load_source
 from tf_dpfl.data.user_files import (
@@ -18,7 +18,8 @@ from tf_dpfl.data.user_files import (
     read_client_folder,
 )
 from tf_dpfl.protocol.errors import DataError
-from tf_dpfl.protocol.examples import read_examples
+from tf_dpfl.protocol.examples import Examples, read_arrays
+from tf_dpfl.protocol.interface import INPUT, TARGET
 from tf_dpfl.protocol.plan import Plan
 
 # A larger label is a number taken for a class, and would be a model beyond memory.
@@ -32,7 +33,8 @@ def load_federated_data(plan: Plan) -> FederatedData:
 
     Guarantees: exactly `clients.population` clients, each with 1 to
     `clients.examples_per_client` examples (a longer file's first ones); finite
-    features of one shape; labels in [0, classes).
+    features of one shape; class ids in [0, classes), or finite values where
+    `local_training` says that the target holds values.
 
     Raises:
       DataError: a source can not be found, a file is malformed, the data are
@@ -50,13 +52,12 @@ def _public_data(plan: Plan) -> FederatedData:
     counts = [len(part) for part in parts]
     width = len(str(len(parts) - 1))
     return FederatedData(
-        features=source.train_x[order],
-        labels=source.train_y[order],
+        inputs={INPUT: source.train_x[order]},
+        target=source.train_y[order],
         offsets=_offsets(counts),
         feature_scale=source.feature_scale,
         classes=source.classes,
-        test_x=source.test_x.astype(np.float32) / np.float32(source.feature_scale),
-        test_y=source.test_y,
+        test={INPUT: scaled(source.test_x, source.feature_scale), TARGET: source.test_y},
         client_names=tuple(f"{index:0{width}d}" for index in range(len(parts))),
         description={
             **source.record,
@@ -92,28 +93,30 @@ def _own_data(plan: Plan) -> FederatedData:
             f"{plan.data.path}: has {len(clients)} clients, clients.population="
             f"{plan.clients.population}; set it to {len(clients)}"
         )
-    input_shape = clients[0].x.shape[1:]
-    test_x = np.zeros((0, *input_shape), np.float32)
-    test_y = np.zeros(0, np.int32)
+    values = not plan.local_training.targets_are_class_ids
+    first = clients[0].examples
+    test = {name: array[:0] for name, array in first.items()}
     if plan.data.test_path:
         test_path = Path(plan.data.test_path)
         _check_apart(test_path, Path(plan.data.path))
-        test_x, test_y = read_examples(test_path, input_shape=input_shape)
-    labels = np.concatenate([client.y for client in clients])
-    classes = max(2, int(labels.max()) + 1, int(test_y.max(initial=0)) + 1)
-    if classes > _MOST_CLASSES:
-        raise DataError(
-            f"{plan.data.path}: the largest label is {classes - 1}, so the model would need "
-            f"{classes} classes, allowed are {_MOST_CLASSES}; number the labels 0, 1, 2, ..."
-        )
+        shapes = {name: array.shape[1:] for name, array in first.items()}
+        test = read_arrays(test_path, shapes=shapes, values=values)
+    columns = {
+        name: np.concatenate([client.examples[name] for client in clients]).astype(dtype)
+        for name, dtype in _dtypes([*(client.examples for client in clients), test]).items()
+    }
+    target = columns.pop(TARGET)
+    classes = None if values else _classes(plan, target, test[TARGET])
     return FederatedData(
-        features=np.concatenate([client.x for client in clients]),
-        labels=labels,
-        offsets=_offsets([len(client.y) for client in clients]),
+        inputs=columns,
+        target=target,
+        offsets=_offsets([len(client.examples[TARGET]) for client in clients]),
         feature_scale=1.0,
         classes=classes,
-        test_x=test_x,
-        test_y=test_y,
+        test={
+            name: array.astype({**columns, TARGET: target}[name].dtype)
+            for name, array in test.items()
+        },
         client_names=tuple(client.name for client in clients),
         # What is recorded may be published: of people's own data nothing that
         # depends on what a client holds, no digest and no sizes.
@@ -122,23 +125,51 @@ def _own_data(plan: Plan) -> FederatedData:
             "partition": "natural",
             "population": len(clients),
             "examples_per_client_at_most": plan.clients.examples_per_client,
-            "input_shape": list(input_shape),
+            **_shape_record(columns),
             "classes": classes,
-            "test_examples": len(test_y),
+            "test_examples": len(test[TARGET]),
         },
     )
 
 
+def _dtypes(parts: Sequence[Examples]) -> dict[str, Any]:
+    """The dtype of each tensor: float32 as soon as one client's file has it so."""
+    return {
+        name: np.int32 if all(part[name].dtype == np.int32 for part in parts) else np.float32
+        for name in parts[0]
+    }
+
+
+def _classes(plan: Plan, labels: np.ndarray[Any, Any], test_labels: np.ndarray[Any, Any]) -> int:
+    classes = max(2, int(labels.max()) + 1, int(test_labels.max(initial=0)) + 1)
+    if classes > _MOST_CLASSES:
+        raise DataError(
+            f"{plan.data.path}: the largest label is {classes - 1}, so the model would need "
+            f"{classes} classes, allowed are {_MOST_CLASSES}; number the labels 0, 1, 2, ..."
+        )
+    return classes
+
+
+def _shape_record(inputs: Examples) -> dict[str, Any]:
+    if list(inputs) == [INPUT]:
+        return {"input_shape": list(inputs[INPUT].shape[1:])}
+    return {"input_shapes": {name: list(array.shape[1:]) for name, array in inputs.items()}}
+
+
 def _read_own_clients(plan: Plan) -> list[ClientExamples]:
     data, limit = plan.data, plan.clients.examples_per_client
+    values = not plan.local_training.targets_are_class_ids
     path = Path(data.path)
     if data.source == "folder":
-        return read_client_folder(path, input_shape=data.feature_shape or None, limit=limit)
+        return read_client_folder(
+            path, input_shape=data.feature_shape or None, values=values, limit=limit
+        )
     return read_client_csv(
         path,
         client_column=data.client_column,
         label_column=data.label_column,
         input_shape=data.feature_shape,
+        values=values,
         limit=limit,
     )
 

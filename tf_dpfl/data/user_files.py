@@ -5,16 +5,19 @@ from __future__ import annotations
 import csv
 import io
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from tf_dpfl.data.columns import FederatedData
 from tf_dpfl.protocol.errors import DataError
-from tf_dpfl.protocol.examples import Int32, read_examples
+from tf_dpfl.protocol.examples import Examples, read_arrays
 from tf_dpfl.protocol.files import write_atomically
+from tf_dpfl.protocol.interface import INPUT, TARGET
 from tf_dpfl.protocol.tensors import Float32
 
 _LARGEST_LABEL = int(np.iinfo(np.int32).max)
@@ -22,37 +25,39 @@ _LARGEST_LABEL = int(np.iinfo(np.int32).max)
 
 @dataclass(frozen=True, eq=False)
 class ClientExamples:
-    """One client's `x` float32 [n, ...] and `y` int32 [n], in stored order."""
+    """One client's inputs and target by name, [n, ...] each, in stored order."""
 
     name: str
-    x: Float32
-    y: Int32
+    examples: Examples
 
 
 def read_client_folder(
-    folder: Path, *, input_shape: tuple[int, ...] | None, limit: int
+    folder: Path, *, input_shape: tuple[int, ...] | None, values: bool = False, limit: int
 ) -> list[ClientExamples]:
     """The clients of a folder: every `*.npz` in it is one, named by its file.
 
     Args:
       folder: searched without its subfolders; other files are left alone.
-      input_shape: shape of one example; None takes the first file's.
+      input_shape: shape of one example of the only input `x`; None takes names
+        and shapes from the first file.
+      values: whether `y` holds values and not class ids.
       limit: of each client at most so many examples, the first ones.
 
     Returns:
       The clients in the order of their names.
 
     Raises:
-      DataError: naming the file, on the first that `read_examples` refuses; or
+      DataError: naming the file, on the first that `read_arrays` refuses; or
         when there is none.
     """
     if not folder.is_dir():
         raise DataError(f"data.path={folder} is not a folder of .npz files, one for each client")
     clients: list[ClientExamples] = []
+    shapes = None if input_shape is None else {INPUT: input_shape}
     for path in client_paths(folder):
-        x, y = read_examples(path, input_shape=input_shape, limit=limit)
-        input_shape = x.shape[1:]
-        clients.append(ClientExamples(path.stem, x, y))
+        examples = read_arrays(path, shapes=shapes, values=values, limit=limit)
+        shapes = {name: array.shape[1:] for name, array in examples.items()}
+        clients.append(ClientExamples(path.stem, examples))
     if not clients:
         raise DataError(f"data.path={folder} has no .npz file; write one for each client")
     return clients
@@ -69,6 +74,7 @@ def read_client_csv(
     client_column: str,
     label_column: str,
     input_shape: tuple[int, ...],
+    values: bool = False,
     limit: int,
 ) -> list[ClientExamples]:
     """The clients of a CSV file in UTF-8 with a header line.
@@ -79,8 +85,9 @@ def read_client_csv(
     Args:
       path: the file.
       client_column: the column that says whose the example is.
-      label_column: the column with the class id, an integer >= 0.
+      label_column: the column with the class id, an integer >= 0, or the value.
       input_shape: shape of one example.
+      values: whether the label column holds values and not class ids.
       limit: of each client at most so many examples, the first ones.
 
     Returns:
@@ -89,10 +96,10 @@ def read_client_csv(
     Raises:
       DataError: naming file and line, on the first fault: a missing or repeated
         column, too few or too many cells, a cell that is not a finite number, a
-        label that is not an integer in range, an empty client.
+        class id that is not an integer in range, an empty client.
     """
     features: dict[str, list[Float32]] = {}
-    labels: dict[str, list[int]] = {}
+    labels: dict[str, list[float]] = {}
     rows = _rows(path)
     header_line, header = next(rows, (1, []))
     client_at, label_at = _columns(
@@ -105,7 +112,8 @@ def read_client_csv(
         name = row[client_at].strip()
         if not name:
             raise DataError(f'{where}: column "{client_column}" is empty; it must name a client')
-        label = _label(where, label_column, row[label_at])
+        cell = row[label_at]
+        label = _features(where, [cell])[0] if values else _label(where, label_column, cell)
         cells = [cell for at, cell in enumerate(row) if at not in (client_at, label_at)]
         example = _features(where, cells)
         if len(labels.setdefault(name, [])) < limit:
@@ -116,15 +124,17 @@ def read_client_csv(
     return [
         ClientExamples(
             name,
-            np.stack(features[name]).reshape(-1, *input_shape),
-            np.array(labels[name], np.int32),
+            {
+                INPUT: np.stack(features[name]).reshape(-1, *input_shape),
+                TARGET: np.array(labels[name], np.float32 if values else np.int32),
+            },
         )
         for name in sorted(labels)
     ]
 
 
 def write_client_files(data: FederatedData, folder: Path, *, clients: Sequence[int]) -> list[Path]:
-    """Writes `client_NNNNNN.npz` (x float32, y int32) for each index in `clients`.
+    """Writes `client_NNNNNN.npz` (inputs and `y`) for each index in `clients`.
 
     The folder is made when it is missing. Each file is what `read_examples`
     reads back, value for value. Returns the paths in the order of `clients`.
@@ -132,26 +142,25 @@ def write_client_files(data: FederatedData, folder: Path, *, clients: Sequence[i
     folder.mkdir(parents=True, exist_ok=True)
     paths = []
     for index in clients:
-        x, y = data.client(index)
         paths.append(folder / f"client_{index:06d}.npz")
-        _write_npz(paths[-1], x, y)
+        _write_npz(paths[-1], data.client(index))
     return paths
 
 
 def write_test_file(data: FederatedData, path: Path) -> None:
-    """Writes the test split (x float32, y int32) to `path`, for evaluation alone.
+    """Writes the test split (inputs and `y`) to `path`, for evaluation alone.
 
     Raises DataError when the data have no test split.
     """
-    if not len(data.test_y):
+    if not data.test_examples:
         raise DataError("the data have no test split; set data.test_path")
     path.parent.mkdir(parents=True, exist_ok=True)
-    _write_npz(path, data.test_x, data.test_y)
+    _write_npz(path, data.test)
 
 
-def _write_npz(path: Path, x: Float32, y: Int32) -> None:
+def _write_npz(path: Path, examples: Mapping[str, NDArray[Any]]) -> None:
     buffer = io.BytesIO()
-    np.savez(buffer, x=x.astype(np.float32, copy=False), y=y.astype(np.int32, copy=False))
+    np.savez(buffer, **examples)
     write_atomically(path, buffer.getbuffer())
 
 

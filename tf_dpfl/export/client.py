@@ -18,14 +18,19 @@ from tf_dpfl.protocol.interface import ExampleInterface, ExampleTensor
 from tf_dpfl.protocol.plan import Plan
 
 
-def build_client_tflite(model: tf.keras.Model, plan: Plan) -> bytes:
+def build_client_tflite(
+    model: tf.keras.Model, plan: Plan, *, dp_method: str | None = None
+) -> bytes:
     """The content of `client.tflite`, made of TFLite builtin ops only.
 
     The file is not checked here: `verify.verify_client_tflite` does that.
 
     Args:
       model: a built Keras model with one output; its weights are not changed.
-      plan: `local_training` gives batch size, loss and optimizer.
+      plan: `local_training` gives batch size, loss and optimizer; a plan with
+        the unit "example" adds the signature `train_dp`.
+      dp_method: of `train_dp`, "one_pass" or "loop"; by default the one that
+        `ClientComputation.choose_dp_method` finds sound.
 
     Raises:
       ExportError: names each layer and op that has no gradient rule or no
@@ -33,18 +38,20 @@ def build_client_tflite(model: tf.keras.Model, plan: Plan) -> bytes:
       ModelError: the model does not fit the plan's loss.
     """
     rules = op_gradients()
-    computation = ClientComputation(model, plan.local_training, op_gradients=rules)
+    computation = ClientComputation(
+        model, plan.local_training, op_gradients=rules, dp_method=dp_method
+    )
     refuse_ops_without_gradient(model, rules)
     try:
-        functions = _signatures(computation, batch_size=plan.local_training.batch_size)
+        functions = _signatures(computation, plan)
     except UnsupportedOpError as error:
         raise ExportError(f"{layer_of_op(model, error.op_name)}: {error}") from None
     return convert(computation, functions, model=model, variables_change=True)
 
 
-def _signatures(computation: ClientComputation, *, batch_size: int) -> dict[str, Any]:
+def _signatures(computation: ClientComputation, plan: Plan) -> dict[str, Any]:
     """One concrete function per name in `protocol.signatures`."""
-    flat = [computation.layout.size]
+    batch_size, flat = plan.local_training.batch_size, [computation.layout.size]
 
     def vector(name: str) -> tf.TensorSpec:
         return tf.TensorSpec(flat, tf.float32, name)
@@ -52,14 +59,18 @@ def _signatures(computation: ClientComputation, *, batch_size: int) -> dict[str,
     def scalar(name: str) -> tf.TensorSpec:
         return tf.TensorSpec([], tf.float32, name)
 
+    step = (
+        tensor_specs(computation.interface.tensors, batch_size),
+        tf.TensorSpec([batch_size], tf.float32, "weight"),
+        scalar("learning_rate"),
+    )
+    random = random_specs(computation.interface, batch_size)
     train = _concrete(
         lambda batch, weight, learning_rate, random=None: {
             "loss": computation.train_batch(batch, weight, learning_rate, random)
         },
-        tensor_specs(computation.interface.tensors, batch_size),
-        tf.TensorSpec([batch_size], tf.float32, "weight"),
-        scalar("learning_rate"),
-        *random_specs(computation.interface, batch_size),
+        *step,
+        *random,
     )
     privatize_update = _concrete(
         lambda initial, clip_norm, noise: {
@@ -69,7 +80,7 @@ def _signatures(computation: ClientComputation, *, batch_size: int) -> dict[str,
         scalar("clip_norm"),
         vector("noise"),
     )
-    return {
+    functions = {
         signatures.TRAIN: train,
         signatures.PRIVATIZE_UPDATE: privatize_update,
         signatures.INFER: infer_signature(computation.infer, computation.interface.inputs),
@@ -78,6 +89,19 @@ def _signatures(computation: ClientComputation, *, batch_size: int) -> dict[str,
             lambda weights: {"size": computation.set_weights(weights)}, vector("weights")
         ),
     }
+    if signatures.TRAIN_DP in signatures.of_unit(plan.privacy.unit):
+        functions[signatures.TRAIN_DP] = _concrete(
+            lambda batch, weight, learning_rate, clip_norm, noise, random=None: {
+                "done": computation.train_dp_batch(
+                    batch, weight, learning_rate, clip_norm, noise, random
+                )
+            },
+            *step,
+            scalar("clip_norm"),
+            vector("noise"),
+            *random,
+        )
+    return functions
 
 
 def tensor_specs(

@@ -61,8 +61,12 @@ def refuse_ops_without_gradient(model: tf.keras.Model, op_gradients: Mapping[str
     """
     specs = [tf.TensorSpec([1, *tensor.shape[1:]], tensor.dtype) for tensor in model.inputs]
     prepared = prepare_model(model)
+    values = prepared.random_values
     forward = tf.function(
-        lambda *inputs: prepared(inputs, training=True), autograph=False
+        lambda *inputs: prepared(
+            inputs, training=True, random=tf.zeros([1, values]) if values else None
+        ),
+        autograph=False,
     )
     traced = forward.get_concrete_function(*specs)
     handles = {id(variable.handle) for variable in model.trainable_variables}

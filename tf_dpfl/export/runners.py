@@ -29,7 +29,8 @@ class Runner:
     `train` takes (batch, weight, learning_rate) and returns the loss; a batch maps
     the names of the interface to arrays (and `random` to its uniforms where the
     model has random layers), as do the inputs of `infer`.
-    `privatize_update` takes (initial, clip_norm, noise).
+    `privatize_update` takes (initial, clip_norm, noise). `train_dp` takes (batch,
+    weight, learning_rate, clip_norm, noise); None without the signature.
     """
 
     set_weights: Callable[[Float32], int]
@@ -37,46 +38,55 @@ class Runner:
     train: Callable[[Arrays, Float32, float], float]
     infer: Callable[[Arrays], Float32]
     privatize_update: Callable[[Float32, float, Float32], Float32]
+    train_dp: Callable[[Arrays, Float32, float, float, Float32], Any] | None = None
 
 
 def tensorflow_runner(model: tf.keras.Model, plan: Plan) -> Runner:
     """The reference: Keras' own layers, TensorFlow's kernels and own gradients.
 
     Its weights are the model's variables. A model with random layers trains as
-    prepared, so that both runs can be fed the same uniforms.
+    prepared, so that both runs can be fed the same uniforms. `train_dp` goes
+    through the examples one by one.
     """
     keras = KerasModel(model)
     random = prepare_model(model).random_values > 0
     computation = ClientComputation(
-        model, plan.local_training, forward=None if random else keras
+        model, plan.local_training, forward=None if random else keras, dp_method="loop"
     )
     size, interface = plan.local_training.batch_size, computation.interface
     vector = tf.TensorSpec([computation.layout.size], tf.float32)
     scalar = tf.TensorSpec([], tf.float32)
     set_weights = _trace(computation.set_weights, vector)
     get_weights = _trace(computation.get_weights)
-    train = _trace(
-        computation.train_batch,
-        tensor_specs(interface.tensors, size),
-        tf.TensorSpec([size], tf.float32),
-        scalar,
-        *random_specs(interface, size),
-    )
+    step = (tensor_specs(interface.tensors, size), tf.TensorSpec([size], tf.float32), scalar)
+    uniforms = random_specs(interface, size)
+    train = _trace(computation.train_batch, *step, *uniforms)
+    train_dp = _trace(computation.train_dp_batch, *step, scalar, vector, *uniforms)
     infer = _trace(
         lambda inputs: keras([inputs[tensor.name] for tensor in interface.inputs], training=False),
         tensor_specs(interface.inputs, None),
     )
     privatize_update = _trace(computation.privatize_update, vector, scalar, vector)
+
+    def of_interface(batch: Arrays) -> Arrays:
+        return {tensor.name: batch[tensor.name] for tensor in interface.tensors}
+
+    def random_of(batch: Arrays) -> list[Any]:
+        return [batch["random"]] if interface.random_values else []
+
     return Runner(
         set_weights=lambda weights: int(set_weights(weights)),
         get_weights=get_weights,
         train=lambda batch, weight, rate: float(
-            train(
-                {tensor.name: batch[tensor.name] for tensor in interface.tensors},
-                weight,
-                np.float32(rate),
-                *([batch["random"]] if interface.random_values else []),
-            )
+            train(of_interface(batch), weight, np.float32(rate), *random_of(batch))
+        ),
+        train_dp=lambda batch, weight, rate, clip_norm, noise: train_dp(
+            of_interface(batch),
+            weight,
+            np.float32(rate),
+            np.float32(clip_norm),
+            noise,
+            *random_of(batch),
         ),
         infer=infer,
         privatize_update=lambda initial, clip_norm, noise: privatize_update(
@@ -100,7 +110,7 @@ def interpreter_runner(content: bytes) -> Runner:
     with quiet():
         interpreter = load_interpreter(content)
     found = sorted(interpreter.get_signature_list())
-    if found != sorted(signatures.ALL):
+    if found not in (sorted(signatures.of_unit("user")), sorted(signatures.of_unit("example"))):
         raise ExportError(f"client.tflite has the signatures {found}, not {signatures.ALL}")
     run = {name: _guarded(name, interpreter.get_signature_runner(name)) for name in found}
 
@@ -112,12 +122,20 @@ def interpreter_runner(content: bytes) -> Runner:
         arguments = {"initial": initial, "clip_norm": np.float32(clip_norm), "noise": noise}
         return np.array(run[signatures.PRIVATIZE_UPDATE](**arguments)["update"])
 
+    def train_dp(
+        batch: Arrays, weight: Float32, rate: float, clip_norm: float, noise: Float32
+    ) -> None:
+        arguments = {**batch, "weight": weight, "learning_rate": np.float32(rate)}
+        arguments |= {"clip_norm": np.float32(clip_norm), "noise": noise}
+        run[signatures.TRAIN_DP](**arguments)
+
     return Runner(
         set_weights=lambda weights: int(run[signatures.SET_WEIGHTS](weights=weights)["size"]),
         get_weights=lambda: np.array(run[signatures.GET_WEIGHTS]()["weights"]),
         train=train,
         infer=lambda inputs: np.array(run[signatures.INFER](**inputs)["logits"]),
         privatize_update=privatize_update,
+        train_dp=train_dp if signatures.TRAIN_DP in run else None,
     )
 
 

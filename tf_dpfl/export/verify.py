@@ -20,6 +20,7 @@ from tf_dpfl.export.random_examples import RandomExamples
 from tf_dpfl.export.runners import Runner, interpreter_runner, tensorflow_runner
 from tf_dpfl.protocol.clipping import clip_by_global_norm
 from tf_dpfl.protocol.errors import ExportError
+from tf_dpfl.protocol.interface import INPUT
 from tf_dpfl.protocol.plan import Plan
 from tf_dpfl.protocol.tensors import Float32
 
@@ -121,6 +122,14 @@ class _Checks:
                 name = f"one step from {start} weights, {real} of {size} examples real"
                 yield name, self._one_step(shaken=shaken, real=real)
             yield f"inference with {start} weights", self._inference(shaken=shaken)
+        if self._device.train_dp is not None:
+            for real in sorted({size, (size + 1) // 2, 0}, reverse=True):
+                name = f"per-example clipping against the loop, {real} of {size} examples real"
+                yield name, self._private_step(real=real)
+            yield (
+                "per-example clipping with a broken example",
+                self._private_step(real=size, broken=True),
+            )
         yield "clipping and noising", self._report
 
     def _round_trip(self, rng: np.random.Generator) -> list[str]:
@@ -156,11 +165,52 @@ class _Checks:
 
         return check
 
+    def _private_step(
+        self, *, real: int, broken: bool = False
+    ) -> Callable[[np.random.Generator], list[str]]:
+        """DP-SGD steps with all examples clipped, some, and none; fed noise or none."""
+
+        def check(rng: np.random.Generator) -> list[str]:
+            start, batch = self._start(rng, shaken=True), self._batch(rng, real=real)
+            if broken and not _break_an_example(batch.tensors):
+                return []  # ids can not be broken
+            noise = rng.normal(size=self._layout.size).astype(np.float32)
+            faults = []
+            norm = self._gradient_norm(start, batch)
+            for clip_norm in (0.1 * norm, norm, 100.0 * norm):
+                for share in (np.zeros_like(noise), noise * np.float32(0.01 * clip_norm)):
+                    for runner in (self._device, self._reference):
+                        runner.set_weights(start)
+                        assert runner.train_dp is not None
+                        runner.train_dp(batch.tensors, batch.weight, 1.0, clip_norm, share)
+                    found = self._weight_faults(start)
+                    faults += [f"clip norm {clip_norm:.3g}: {text}" for text in found]
+            return faults
+
+        return check
+
+    def _gradient_norm(self, start: Float32, batch: _Batch) -> float:
+        """The norm of the batch's mean gradient, or 1: a scale for clip norms."""
+        self._reference.set_weights(start)
+        self._reference.train(batch.tensors, batch.weight, 1.0)
+        norm = float(np.linalg.norm(self._reference.get_weights() - start))
+        return norm if np.isfinite(norm) and norm > 0 else 1.0
+
     def _training_faults(self, start: Float32, batches: list[_Batch], rate: float) -> list[str]:
         losses = []
         for runner in (self._device, self._reference):
             runner.set_weights(start)
             losses.append([runner.train(b.tensors, b.weight, rate) for b in batches])
+        faults = self._weight_faults(start)
+        ours_losses, true_losses = losses
+        if not faults and not np.allclose(
+            ours_losses, true_losses, rtol=_OUTPUT_TOLERANCE, atol=1e-6
+        ):
+            faults.append(f"the loss is {ours_losses} instead of {true_losses}")
+        return faults
+
+    def _weight_faults(self, start: Float32) -> list[str]:
+        """Variables that the device has moved from `start` otherwise than the reference."""
         device, reference = self._device.get_weights(), self._reference.get_weights()
         if not np.isfinite(reference).all():
             return ["TensorFlow itself gets weights that are not finite"]
@@ -177,11 +227,6 @@ class _Checks:
                 layer = layer_of_variable(self._model, index)
                 name = self._layout.names[index]
                 faults.append(f"{layer}, {name}: off by {error:.3g}, allowed is {allowed:.3g}")
-        ours_losses, true_losses = losses
-        if not faults and not np.allclose(
-            ours_losses, true_losses, rtol=_OUTPUT_TOLERANCE, atol=1e-6
-        ):
-            faults.append(f"the loss is {ours_losses} instead of {true_losses}")
         return faults
 
     def _inference(self, *, shaken: bool) -> Callable[[np.random.Generator], list[str]]:
@@ -262,6 +307,15 @@ class _Checks:
         size = self._plan.local_training.batch_size
         weight = (np.arange(size) < real).astype(np.float32)
         return _Batch(self._examples.batch(rng, size), weight)
+
+
+def _break_an_example(tensors: Mapping[str, Any]) -> bool:
+    """Puts NaN into one example's first float input; False where there is none."""
+    for name, values in tensors.items():
+        if name.startswith(INPUT) and values.dtype == np.float32:
+            values[1 % len(values)] = np.nan
+            return True
+    return False
 
 
 def _difference(what: str, ours: Float32, theirs: Float32, tolerance: float) -> list[str]:

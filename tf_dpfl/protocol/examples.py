@@ -1,8 +1,9 @@
 """Reading one client's examples from an `.npz` file that nobody vouches for.
 
-A file has two arrays: `x`, numbers of shape [n, ...features], and `y`, class ids
-of shape [n]. What the headers claim is held against the bytes that are there
-before anything is allocated, and nothing is ever unpickled.
+A file has one array for each tensor of an example, each [n, ...]: `x` (or, where
+a model has several inputs, `x_<name>` for each) and `y`, class ids or values.
+What the headers claim is held against the bytes that are there before anything
+is allocated, and nothing is ever unpickled.
 """
 
 from __future__ import annotations
@@ -11,6 +12,8 @@ import math
 import os
 import stat
 import zipfile
+from collections.abc import Callable, Mapping
+from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, Any
@@ -19,9 +22,18 @@ import numpy as np
 from numpy.typing import NDArray
 
 from tf_dpfl.protocol.errors import DataError
+from tf_dpfl.protocol.interface import (
+    FLOAT32,
+    INPUT,
+    TARGET,
+    ExampleInterface,
+    ExampleTensor,
+)
 from tf_dpfl.protocol.tensors import Float32
 
 Int32 = NDArray[np.int32]
+Examples = dict[str, NDArray[Any]]
+"""Arrays by the names of `ExampleInterface`, float32 or int32, [n, ...] each."""
 
 # Deflate can not expand its input by more than this (zlib's technical details).
 _LARGEST_EXPANSION = 1032
@@ -29,32 +41,155 @@ _LARGEST_EXPANSION = 1032
 # "b" bool, "i" and "u" integers, "f" real numbers.
 _NUMERIC_KINDS = "biuf"
 
+_INT32 = np.iinfo(np.int32)
 
-def read_examples(
-    path: Path,
-    *,
-    input_shape: tuple[int, ...] | None = None,
-    classes: int | None = None,
-    limit: int | None = None,
-) -> tuple[Float32, Int32]:
-    """The examples of one client, in stored order.
+
+def read_examples(path: Path, interface: ExampleInterface, *, limit: int | None = None) -> Examples:
+    """The examples of one client for a task, in stored order.
 
     Args:
-      path: an `.npz` file as `numpy.savez` or `numpy.savez_compressed` writes it.
-      input_shape: what one example's shape must be; None accepts any.
-      classes: labels must be below it; None accepts any int32 >= 0.
+      path: an `.npz` file as `numpy.savez` or `numpy.savez_compressed` writes it;
+        other arrays in it are left alone.
+      interface: the names, shapes and dtypes that the task needs.
       limit: how many examples to keep, counted from the first; None keeps all.
 
     Returns:
-      `x` float32 [n, ...] as stored (never scaled) and `y` int32 [n], n >= 1,
-      every `x` finite and every `y` in [0, classes).
+      One array for each tensor of the interface, of its dtype and shape behind
+      n >= 1: floats are finite, class ids in [0, classes). An array [n] is taken
+      for one of shape (1,). Numbers are never scaled; float32 takes every number
+      (rounded), int32 only whole ones in its range.
 
     Raises:
       DataError: the file is missing, not a zip, lacks an array, holds pickled
         objects or other types than numbers, claims more than it holds, has
-        different lengths, no examples, NaN or infinite features, labels that
-        are fractional or out of range, or another shape than asked for.
+        different lengths, no examples, or what `fitted` refuses.
     """
+    wanted = {tensor.name: tensor.shape for tensor in interface.tensors}
+    stored = _read_file(path, lambda _names: list(wanted), wanted, limit)
+    return fitted(stored, interface, where=str(path))
+
+
+def read_arrays(
+    path: Path,
+    *,
+    shapes: Mapping[str, tuple[int, ...]] | None = None,
+    values: bool = False,
+    limit: int | None = None,
+) -> Examples:
+    """The examples of one client as stored, for a model that is not known yet.
+
+    Args:
+      path: as for `read_examples`.
+      shapes: names and shapes that one example must have; None takes `x` or
+        every `x_<name>`, and `y`, of any shape. Without the entry `y` the
+        target's shape is free.
+      values: whether `y` holds values and not class ids.
+      limit: as for `read_examples`.
+
+    Returns:
+      Inputs as int32 where the file has integers that fit, float32 otherwise;
+      `y` as int32 >= 0 or, with `values`, float32. All floats are finite.
+
+    Raises:
+      DataError: as `read_examples`.
+    """
+    stored = _read_file(path, lambda names: _names(path, names, shapes), shapes or {}, limit)
+    where = f"{path}: {TARGET}"
+    target = stored.pop(TARGET)
+    examples = {name: _as_stored(f"{path}: {name}", array) for name, array in stored.items()}
+    examples[TARGET] = floats(where, target) if values else integers(where, target, at_least=0)
+    return examples
+
+
+def fitted(
+    arrays: Mapping[str, NDArray[Any]], interface: ExampleInterface, *, where: str
+) -> Examples:
+    """`arrays` in the dtypes and shapes of `interface`.
+
+    Raises:
+      DataError: beginning with `where`: an array is missing, has another shape,
+        NaN or infinite values, fractions or numbers beyond int32 where integers
+        are needed, or class ids out of range.
+    """
+    examples: Examples = {}
+    for tensor in interface.tensors:
+        if tensor.name not in arrays:
+            raise DataError(f"{where}: array {tensor.name} is missing; it holds {sorted(arrays)}")
+        array = arrays[tensor.name]
+        _check_shape(where, tensor.name, array.shape, tensor.shape)
+        classes = interface.classes if tensor is interface.target else None
+        shaped = array.reshape(len(array), *tensor.shape)
+        examples[tensor.name] = _cast(f"{where}: {tensor.name}", shaped, tensor, classes)
+    return examples
+
+
+def _cast(
+    where: str, array: NDArray[Any], tensor: ExampleTensor, classes: int | None
+) -> NDArray[Any]:
+    if tensor.dtype == FLOAT32:
+        return floats(where, array)
+    if classes is None:
+        return integers(where, array)
+    return integers(where, array, at_least=0, at_most=classes - 1)
+
+
+def floats(where: str, array: NDArray[Any]) -> Float32:
+    """`array` as float32; DataError when a value is NaN, infinite or too large for it."""
+    with np.errstate(over="ignore"):  # too large for float32: infinite, refused below
+        result = np.ascontiguousarray(array, dtype=np.float32)
+    if result is array or not result.flags.writeable:
+        result = result.copy()
+    finite = np.isfinite(result)
+    if not finite.all():
+        row = int(np.argwhere(~finite)[0][0])
+        raise DataError(f"{where}[{row}] has a NaN or infinite value; every one must be finite")
+    return result
+
+
+def integers(
+    where: str, array: NDArray[Any], *, at_least: int = _INT32.min, at_most: int = _INT32.max
+) -> Int32:
+    """`array` as int32; DataError unless all its numbers are whole and in range."""
+    # float32 has no 2**31 - 1: as float64 every bound is exact.
+    exact = array.astype(np.float64) if array.dtype.kind == "f" else array
+    good = (exact >= at_least) & (exact <= at_most)
+    if array.dtype.kind == "f":
+        good &= np.floor(exact) == exact
+    if not good.all():
+        at = tuple(int(index) for index in np.argwhere(~good)[0])
+        what = "a class id, an integer" if at_least == 0 else "an integer"
+        raise DataError(
+            f"{where}{list(at)}={array[at]} must be {what} from {at_least} to {at_most}"
+        )
+    return array.astype(np.int32)
+
+
+def _as_stored(where: str, array: NDArray[Any]) -> NDArray[Any]:
+    if array.dtype.kind != "f" and (array >= _INT32.min).all() and (array <= _INT32.max).all():
+        return array.astype(np.int32)
+    return floats(where, array)
+
+
+def _names(path: Path, held: list[str], shapes: Mapping[str, tuple[int, ...]] | None) -> list[str]:
+    """Which arrays are an example's, when no model says it."""
+    if shapes is not None:
+        return [*(name for name in shapes if name != TARGET), TARGET]
+    several = sorted(name for name in held if name.startswith(f"{INPUT}_"))
+    if INPUT in held and several:
+        raise DataError(
+            f"{path}: holds {INPUT} and {', '.join(several)}; a model's only input is {INPUT}, "
+            f"several are {INPUT}_<name> each"
+        )
+    return [*(several or [INPUT]), TARGET]
+
+
+def _read_file(
+    path: Path,
+    choose: Callable[[list[str]], list[str]],
+    shapes: Mapping[str, tuple[int, ...]],
+    limit: int | None,
+) -> dict[str, NDArray[Any]]:
+    """The arrays that `choose` picks of those in the file, at most `limit` rows each."""
     if limit is not None and not limit >= 1:
         raise ValueError(f"limit={limit} must be >= 1 or None")
     path = Path(path)
@@ -63,14 +198,13 @@ def read_examples(
             status = os.fstat(file.fileno())
             if not stat.S_ISREG(status.st_mode):
                 raise DataError(f"{path}: not a file; give an .npz with arrays x and y")
-            x, y = _read_archive(file, path, status.st_size, input_shape, limit)
+            return _read_archive(file, path, status.st_size, choose, shapes, limit)
     except DataError:
         raise
     except Exception as error:  # zipfile, zlib and NumPy raise a dozen kinds on broken bytes
         reason = error.strerror if isinstance(error, OSError) and error.strerror else error
         words = " ".join(str(reason).split())[:200] or type(error).__name__
         raise DataError(f"{path}: can not be read as .npz: {words}") from None
-    return _checked_features(path, x), _checked_labels(path, y, classes)
 
 
 @dataclass(frozen=True)
@@ -91,29 +225,30 @@ def _read_archive(
     file: IO[bytes],
     path: Path,
     file_bytes: int,
-    input_shape: tuple[int, ...] | None,
+    choose: Callable[[list[str]], list[str]],
+    shapes: Mapping[str, tuple[int, ...]],
     limit: int | None,
-) -> tuple[NDArray[Any], NDArray[Any]]:
-    """Both arrays, at most `limit` rows of each, after all headers were checked."""
-    with zipfile.ZipFile(file) as archive:
-        entries = {info.filename: info for info in archive.infolist()}
-        missing = [name for name in ("x", "y") if f"{name}.npy" not in entries]
+) -> dict[str, NDArray[Any]]:
+    """The arrays, at most `limit` rows of each, after all headers were checked."""
+    with zipfile.ZipFile(file) as archive, ExitStack() as stack:
+        infos = {info.filename: info for info in archive.infolist()}
+        names = choose([name[:-4] for name in infos if name.endswith(".npy")])
+        missing = [name for name in names if f"{name}.npy" not in infos]
         if missing:
-            held = ", ".join(sorted(entries))[:200] or "nothing"
+            held = ", ".join(sorted(infos))[:200] or "nothing"
             raise DataError(
                 f"{path}: array {' and '.join(missing)} is missing (it holds {held}); "
-                "write it with numpy.savez(path, x=..., y=...)"
+                f"write it with numpy.savez(path, {', '.join(f'{name}=...' for name in names)})"
             )
-        x_info, y_info = entries["x.npy"], entries["y.npy"]
-        _check_entry(x_info, path, "x", file_bytes)
-        _check_entry(y_info, path, "y", file_bytes)
-        with archive.open(x_info) as x_entry, archive.open(y_info) as y_entry:
-            x_header = _read_header(x_entry, x_info, path, "x")
-            y_header = _read_header(y_entry, y_info, path, "y")
-            _check_shapes(path, x_header, y_header, input_shape)
-            x = _read_rows(x_entry, x_header, limit)
-            y = _read_rows(y_entry, y_header, limit)
-    return x, y
+        headers: dict[str, _Header] = {}
+        entries: dict[str, IO[bytes]] = {}
+        for name in names:
+            info = infos[f"{name}.npy"]
+            _check_entry(info, path, name, file_bytes)
+            entries[name] = stack.enter_context(archive.open(info))
+            headers[name] = _read_header(entries[name], info, path, name)
+        _check_shapes(path, headers, shapes)
+        return {name: _read_rows(entries[name], headers[name], limit) for name in names}
 
 
 def _check_entry(info: zipfile.ZipInfo, path: Path, name: str, file_bytes: int) -> None:
@@ -155,24 +290,38 @@ def _read_header(entry: IO[bytes], info: zipfile.ZipInfo, path: Path, name: str)
     return _Header(shape, dtype, fortran_order)
 
 
-def _check_shapes(path: Path, x: _Header, y: _Header, input_shape: tuple[int, ...] | None) -> None:
-    if len(y.shape) != 1:
-        raise DataError(f"{path}: y has shape {list(y.shape)}; it must be [n], one id an example")
-    if len(x.shape) < 2 or 0 in x.shape[1:]:
-        raise DataError(
-            f"{path}: x has shape {list(x.shape)}; it must be [n, ...features], "
-            "at least one feature an example"
-        )
-    if x.shape[0] != y.shape[0]:
-        raise DataError(
-            f"{path}: x has {x.shape[0]} examples and y {y.shape[0]}; they must be as many"
-        )
-    if x.shape[0] == 0:
+def _check_shapes(
+    path: Path, headers: Mapping[str, _Header], shapes: Mapping[str, tuple[int, ...]]
+) -> None:
+    rows = headers[TARGET].shape[:1]
+    for name, header in sorted(headers.items(), key=lambda item: item[0] != TARGET):
+        if not header.shape or 0 in header.shape[1:]:
+            raise DataError(
+                f"{path}: {name} has shape {list(header.shape)}; it must be [n, ...], "
+                "at least one number an example"
+            )
+        if name == INPUT and name not in shapes and len(header.shape) < 2:
+            raise DataError(
+                f"{path}: {name} has shape {list(header.shape)}; it must be [n, ...features], "
+                "at least one feature an example"
+            )
+        if name in shapes:
+            _check_shape(str(path), name, header.shape, shapes[name])
+        if header.shape[:1] != rows:
+            raise DataError(
+                f"{path}: {name} has {header.shape[0]} examples and {TARGET} "
+                f"{rows[0]}; they must be as many"
+            )
+    if rows == (0,):
         raise DataError(f"{path}: has no examples; leave the file out")
-    if input_shape is not None and x.shape[1:] != tuple(input_shape):
+
+
+def _check_shape(where: str, name: str, shape: tuple[int, ...], wanted: tuple[int, ...]) -> None:
+    """Raises DataError unless `shape` is [n, *wanted], or [n] for one number an example."""
+    if shape[1:] != tuple(wanted) and not (len(shape) == 1 and tuple(wanted) == (1,)):
         raise DataError(
-            f"{path}: one example has shape {list(x.shape[1:])}; "
-            f"this task needs {list(input_shape)}"
+            f"{where}: one example has {name} of shape {list(shape[1:])}; "
+            f"this task needs {list(wanted)}"
         )
 
 
@@ -187,26 +336,3 @@ def _read_rows(entry: IO[bytes], header: _Header, limit: int | None) -> NDArray[
         raise EOFError(f"{len(raw)} bytes where {nbytes} were promised")
     flat = np.frombuffer(raw, dtype=header.dtype)
     return flat.reshape(shape, order="F" if header.fortran_order else "C")[:wanted]
-
-
-def _checked_features(path: Path, x: NDArray[Any]) -> Float32:
-    with np.errstate(over="ignore"):  # too large for float32: infinite, refused below
-        features = np.ascontiguousarray(x, dtype=np.float32)
-    if features is x or not features.flags.writeable:
-        features = features.copy()
-    finite = np.isfinite(features)
-    if not finite.all():
-        row = int(np.argwhere(~finite)[0][0])
-        raise DataError(f"{path}: x[{row}] has a NaN or infinite feature; every one must be finite")
-    return features
-
-
-def _checked_labels(path: Path, y: NDArray[Any], classes: int | None) -> Int32:
-    top = int(np.iinfo(np.int32).max) if classes is None else classes - 1
-    good = (y >= 0) & (y <= top)
-    if y.dtype.kind == "f":
-        good &= np.floor(y) == y
-    if not good.all():
-        row = int(np.argmin(good))
-        raise DataError(f"{path}: y[{row}]={y[row]} must be a class id, an integer from 0 to {top}")
-    return y.astype(np.int32)

@@ -29,14 +29,15 @@ def import_function(path: str, *, name: str) -> Callable[..., Any]:
         raise ModelError(
             f"{name}: module {module_name} can not be imported: {first_line(error)}"
         ) from error
-    function = getattr(module, function_name, None)
+    function: Any = getattr(module, function_name, None)
     if not callable(function):
         what = "nothing" if function is None else type(function).__name__
         raise ModelError(
             f"{name}: {function_name} in {module_name} ({getattr(module, '__file__', 'built in')}) "
             f"is {what}, not a function"
         )
-    return function
+    checked: Callable[..., Any] = function
+    return checked
 
 
 def first_line(error: BaseException) -> str:

@@ -1,10 +1,17 @@
-"""Gaussian noise from the operating system's generator, and its scale.
+"""Gaussian noise that protects somebody, its scale, and uniforms for Dropout.
 
-The noise that protects somebody is made here: 53-bit uniforms from
-`os.urandom`, Box-Muller in float64, and the sum of four such draws. A single
-float Gaussian has reachable and unreachable values an attacker can tell apart
-(Jin et al., 2112.05307); the sum of four hides them (Holohan & Braghin,
-2107.10138). `docs/privacy.md` says what this covers.
+Every call takes a fresh 256-bit key from `os.urandom` and expands it with
+ChaCha20; nothing is kept between calls, so a fork or a second thread cannot see
+a stream again, and a key that leaks later tells nothing of other calls. ChaCha20
+and not AES: its software form takes constant time on processors without AES
+instructions too. A call may draw 2^38 bytes, 8 billion values.
+
+Each value is the sum of four Box-Muller draws from 53-bit uniforms in float64,
+rounded once to float32. A single float Gaussian has reachable and unreachable
+values an attacker can tell apart (Jin et al., 2112.05307); the sum of four hides
+them (Holohan & Braghin, 2107.10138). Not covered: the time a call takes, the
+rounding of `update + noise`, and copies of the noise left in freed memory;
+`docs/privacy.md` says more.
 """
 
 from __future__ import annotations
@@ -14,12 +21,19 @@ import os
 from collections.abc import Callable
 
 import numpy as np
+from cryptography.hazmat.primitives.ciphers import Cipher, algorithms
 from numpy.typing import NDArray
 
 from tf_dpfl.protocol.checks import require_finite_nonnegative, require_finite_positive
+from tf_dpfl.protocol.errors import StateError
 from tf_dpfl.protocol.tensors import Float32
 
 DRAWS_PER_VALUE = 4
+
+_KEY_BYTES = 32
+_WORD_BYTES = 8
+# Values computed at once: their words and floats stay in the processor's cache.
+_CHUNK = 2048
 
 
 def noise_stddev_of_sum(*, clip_norm: float, noise_multiplier: float) -> float:
@@ -51,24 +65,59 @@ def gaussian_noise(
     Args:
       size: number of values, >= 0.
       stddev: finite and >= 0; 0 gives exact zeros.
-      random_bytes: source of cryptographic random bytes; only tests replace it.
+      random_bytes: gives the 32 bytes of the key; only tests replace it.
+
+    Raises:
+      OSError: the operating system has no entropy.
+      StateError: `random_bytes` gave fewer or more bytes than asked for.
     """
     require_finite_nonnegative("stddev", stddev)
-    total = np.zeros(size, np.float64)
+    noise = np.zeros(size, np.float32)
     if stddev == 0:
-        return total.astype(np.float32)
-    for _ in range(DRAWS_PER_VALUE):
-        total += _box_muller(size, random_bytes)
-    total *= stddev / math.sqrt(DRAWS_PER_VALUE)
-    return total.astype(np.float32)
+        return noise
+    key_stream = _key_stream(random_bytes)
+    scale = stddev / math.sqrt(DRAWS_PER_VALUE)
+    for start in range(0, size, _CHUNK):
+        part = noise[start : start + _CHUNK]
+        pairs = (len(part) + 1) // 2
+        raw = key_stream(2 * DRAWS_PER_VALUE * pairs * _WORD_BYTES)
+        words = np.frombuffer(raw, np.uint64).reshape(2, DRAWS_PER_VALUE, pairs)
+        part[:] = (_box_muller(words).sum(axis=1).ravel() * scale)[: len(part)]
+    return noise
 
 
-def _box_muller(size: int, random_bytes: Callable[[int], bytes]) -> NDArray[np.float64]:
-    """Standard normal values of shape [size] (Box & Muller 1958)."""
-    pairs = (size + 1) // 2
-    raw = np.frombuffer(random_bytes(16 * pairs), np.uint64).reshape(2, pairs)
-    uniform = raw >> np.uint64(11)  # 53 bits, the precision of float64
-    radius = np.sqrt(-2.0 * np.log((uniform[0] + 1.0) * 2.0**-53))  # (0, 1]: log is finite
-    angle = uniform[1] * (2.0 * math.pi * 2.0**-53)
-    normal: NDArray[np.float64] = np.concatenate([radius * np.cos(angle), radius * np.sin(angle)])
-    return normal[:size]
+def uniforms(size: int, random_bytes: Callable[[int], bytes] = os.urandom) -> Float32:
+    """Independent uniform values in [0, 1) of shape [size], float32, of 24 bits each.
+
+    Raises as `gaussian_noise` does.
+    """
+    raw = np.frombuffer(_key_stream(random_bytes)(4 * size), np.uint32)
+    return (raw >> np.uint32(8)).astype(np.float32) * np.float32(2.0**-24)
+
+
+def _key_stream(random_bytes: Callable[[int], bytes]) -> Callable[[int], bytes]:
+    """The next n bytes of ChaCha20 under a fresh key."""
+    key = random_bytes(_KEY_BYTES)
+    if len(key) != _KEY_BYTES:
+        raise StateError(
+            f"the source of entropy gave {len(key)} bytes instead of {_KEY_BYTES}; no noise is "
+            "made from less"
+        )
+    # Counter and nonce start at zero: the key is used for one stream alone.
+    encryptor = Cipher(algorithms.ChaCha20(key, bytes(16)), mode=None).encryptor()
+    return lambda count: encryptor.update(bytes(count))
+
+
+def _box_muller(words: NDArray[np.uint64]) -> NDArray[np.float64]:
+    """Standard normals of the shape of `words`, [2, ...] (Box & Muller 1958).
+
+    `words[0]` gives the radius, `words[1]` the angle. Cosine and sine are those
+    of twice the angle whose tangent is taken: one slow function instead of two.
+    """
+    # The upper 53 bits, the precision of float64; signed, which converts faster.
+    uniform = (words >> np.uint64(11)).view(np.int64)
+    radius = np.sqrt(-2.0 * np.log((uniform[0] + 1) * 2.0**-53))  # of (0, 1]: finite
+    tangent = np.tan((uniform[1] * 2.0**-53 - 0.5) * math.pi)  # at most 1.7e16: finite
+    square = tangent * tangent
+    radius /= 1.0 + square
+    return np.stack([radius * (1.0 - square), radius * (2.0 * tangent)])

@@ -18,10 +18,11 @@ from tf_dpfl.protocol.errors import PlanError
 PLAN_VERSION = 1
 
 SPARSE_LOSS = "sparse_categorical_crossentropy"
+BINARY_LOSS = "binary_crossentropy"
 LOSSES = (
     SPARSE_LOSS,
     "categorical_crossentropy",
-    "binary_crossentropy",
+    BINARY_LOSS,
     "mean_squared_error",
     "mean_absolute_error",
     "huber",
@@ -341,10 +342,9 @@ def _training_contradictions(training: LocalTraining) -> list[str]:
                 f'local_training.target="{training.target}" does not fit loss='
                 f'"{training.loss}", which takes {"class ids" if ids else "values"}; leave it out'
             )
-    if training.optimizer_state == "keep" and training.optimizer == "sgd":
+    if training.optimizer_state == "keep":
         faults.append(
-            'local_training.optimizer_state="keep" needs optimizer "momentum" or "adam": '
-            '"sgd" has no state'
+            'local_training.optimizer_state="keep" is not available in this release; set "reset"'
         )
     return faults
 

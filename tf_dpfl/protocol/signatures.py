@@ -8,9 +8,20 @@ from __future__ import annotations
 TRAIN = "train"
 """One local step on one batch.
 
-Inputs: `x` float32 [B, ...], `y` int32 [B], `weight` float32 [B] (1 for an
-example, 0 for padding), `learning_rate` float32 []. Output: `loss` float32 [],
-the weighted mean loss of the batch, which is private and stays on the device.
+Inputs: the tensors of the manifest's interface, [B, ...] each (for most models `x`
+float32 [B, ...] and `y` int32 [B]), `weight` float32 [B] (1 for an example, 0 for
+padding), `learning_rate` float32 [] and, where the interface has random_values r > 0,
+`random` float32 [B, r], uniform in [0, 1). Output: `loss` float32 [], the weighted
+mean loss of the batch, which is private and stays on the device.
+"""
+
+TRAIN_DP = "train_dp"
+"""One local step of DP-SGD: each example's gradient is clipped, the sum noised.
+
+Inputs: those of `train`, `clip_norm` float32 [] and `noise` float32 [d], already
+scaled to the standard deviation on the sum of clipped gradients. The divisor is B,
+whatever the weights. Output: `done` int32 [], a constant; norms and losses of
+single examples never leave the graph. Only in files of plans with unit "example".
 """
 
 PRIVATIZE_UPDATE = "privatize_update"
@@ -21,7 +32,9 @@ Inputs: `initial` float32 [d], `clip_norm` float32 [], `noise` float32 [d]
 """
 
 INFER = "infer"
-"""Input: `x` float32 [n, ...]. Output: `logits` float32 [n, classes]."""
+"""Inputs: those of the interface, [n, ...] each. Output: `logits` float32 [n, ...], the
+model's prediction.
+"""
 
 GET_WEIGHTS = "get_weights"
 """Output: `weights` float32 [d]."""
@@ -34,3 +47,9 @@ file holds before is not specified.
 """
 
 ALL = (TRAIN, PRIVATIZE_UPDATE, INFER, GET_WEIGHTS, SET_WEIGHTS)
+"""What every file has."""
+
+
+def of_unit(unit: str) -> tuple[str, ...]:
+    """The signatures of a file for plans with this privacy unit."""
+    return (*ALL, TRAIN_DP) if unit == "example" else ALL

@@ -2,58 +2,80 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 
-import numpy as np
 import tensorflow as tf
-from numpy.typing import NDArray
 
-from tf_dpfl.client_work.losses import sparse_softmax_cross_entropy
-from tf_dpfl.protocol.tensors import Float32
+from tf_dpfl.client_work.interface import interface_of
+from tf_dpfl.client_work.losses import example_losses
+from tf_dpfl.data.federated import FederatedData
+from tf_dpfl.protocol.plan import BINARY_LOSS, LocalTraining
 
 _BATCH_SIZE = 1000  # bounds memory; results do not depend on it
 
 
 @dataclass(frozen=True)
 class Evaluation:
-    """`accuracy` in [0, 1] and mean cross-entropy `loss` over `examples`."""
+    """Mean `loss` over `examples`, and the part that is classified right.
 
-    accuracy: float
+    `accuracy`, in [0, 1], is None where the target is no class.
+    """
+
+    accuracy: float | None
     loss: float
     examples: int
 
 
 class Evaluator:
-    """Evaluates one model again and again; traced once.
+    """Evaluates one model on the test split again and again; traced once.
 
     Args:
-      model: ends in logits.
-      x: float32 [n, ...]; y: int32 [n]; n >= 1.
+      model: as it is trained.
+      data: fitted to the model, with at least one test example.
+      local_training: the plan's section; it names the loss.
     """
 
-    def __init__(self, model: tf.keras.Model, x: Float32, y: NDArray[np.int32]):
-        self._x, self._y = x, np.asarray(y, np.int32)
+    def __init__(self, model: tf.keras.Model, data: FederatedData, local_training: LocalTraining):
+        interface = interface_of(model, local_training)
+        self._examples = {tensor.name: data.test[tensor.name] for tensor in interface.tensors}
+        self._count = data.test_examples
+        names = [tensor.name for tensor in interface.inputs]
+        self._is_class = local_training.targets_are_class_ids or local_training.loss == BINARY_LOSS
+        losses = example_losses(local_training.loss)
 
-        @tf.function(
-            input_signature=[
-                tf.TensorSpec([None, *x.shape[1:]], tf.float32),
-                tf.TensorSpec([None], tf.int32),
-            ]
-        )
-        def batch(features: tf.Tensor, labels: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
-            logits = model(features, training=False)
-            hits = tf.argmax(logits, axis=-1, output_type=tf.int32) == labels
-            losses = sparse_softmax_cross_entropy(labels, logits)
-            return tf.math.count_nonzero(hits), tf.reduce_sum(losses)
+        def batch(examples: Mapping[str, tf.Tensor]) -> tuple[tf.Tensor, tf.Tensor]:
+            inputs, y = [examples[name] for name in names], examples[interface.target.name]
+            prediction = model(inputs[0] if len(inputs) == 1 else inputs, training=False)
+            total = tf.reduce_sum(losses(y, prediction))
+            if not self._is_class:
+                return tf.constant(0, tf.int64), total
+            if local_training.loss == BINARY_LOSS:
+                hits = (prediction > _threshold(prediction)) == (y > 0.5)
+            else:
+                hits = tf.argmax(prediction, axis=-1, output_type=tf.int32) == y
+            return tf.math.count_nonzero(hits), total
 
-        self._batch = batch
+        specs = {
+            name: tf.TensorSpec([None, *values.shape[1:]], values.dtype)
+            for name, values in self._examples.items()
+        }
+        self._batch = tf.function(batch, input_signature=[specs], autograph=False)
 
     def evaluate(self) -> Evaluation:
         """The model's figures with its weights as they are now."""
         hits, loss = 0, 0.0
-        for start in range(0, len(self._y), _BATCH_SIZE):
+        for start in range(0, self._count, _BATCH_SIZE):
             piece = slice(start, start + _BATCH_SIZE)
-            batch_hits, batch_loss = self._batch(self._x[piece], self._y[piece])
+            batch_hits, batch_loss = self._batch(
+                {name: tf.constant(values[piece]) for name, values in self._examples.items()}
+            )
             hits += int(batch_hits)
             loss += float(batch_loss)
-        return Evaluation(hits / len(self._y), loss / len(self._y), len(self._y))
+        accuracy = hits / self._count if self._is_class else None
+        return Evaluation(accuracy, loss / self._count, self._count)
+
+
+def _threshold(prediction: tf.Tensor) -> float:
+    """Where yes begins: 0.5 of a sigmoid, 0 of logits."""
+    return 0.5 if prediction.op.type == "Sigmoid" else 0.0

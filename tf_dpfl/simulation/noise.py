@@ -9,6 +9,7 @@ not know it. Devices draw theirs with `protocol.noise`.
 from __future__ import annotations
 
 import os
+from collections.abc import Sequence
 
 import numpy as np
 import tensorflow as tf
@@ -16,6 +17,10 @@ from numpy.typing import NDArray
 
 # The "user" whose seed the server's own noise is drawn from; users count from 0.
 SERVER = -1
+
+# Below a user's seed: the seed of its random layers' uniforms (Dropout). They need
+# no secrecy, but may not be what its noise is drawn from.
+RANDOM_LAYERS = 1
 
 
 def seed_from_os() -> NDArray[np.int64]:
@@ -32,6 +37,11 @@ def derive_seed(seed: tf.Tensor, index: tf.Tensor) -> tf.Tensor:
     return tf.random.stateless_uniform(
         [2], seed=child, minval=None, maxval=None, dtype=tf.int64, alg="philox"
     )
+
+
+def seeded_uniforms(seed: tf.Tensor, *, shape: Sequence[int]) -> tf.Tensor:
+    """Independent values in [0, 1), float32 of `shape`."""
+    return tf.random.stateless_uniform(shape, seed=seed, dtype=tf.float32, alg="philox")
 
 
 def seeded_gaussian_noise(seed: tf.Tensor, *, size: int, stddev: float) -> tf.Tensor:

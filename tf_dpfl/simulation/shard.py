@@ -8,7 +8,7 @@ clipped and noised by itself, and only the sum leaves the shard.
 from __future__ import annotations
 
 from collections import OrderedDict
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import numpy as np
@@ -23,7 +23,12 @@ from tf_dpfl.data.federated import FederatedData, padded_clients
 from tf_dpfl.protocol.interface import ExampleInterface
 from tf_dpfl.protocol.noise import noise_stddev_of_share
 from tf_dpfl.protocol.plan import Plan
-from tf_dpfl.simulation.noise import derive_seed, seeded_gaussian_noise
+from tf_dpfl.simulation.noise import (
+    RANDOM_LAYERS,
+    derive_seed,
+    seeded_gaussian_noise,
+    seeded_uniforms,
+)
 
 
 def padded_examples(plan: Plan) -> int:
@@ -57,7 +62,9 @@ def make_shards(
 ) -> list[OrderedDict[str, Any]]:
     """The client data of one round: the cohort `user_ids` cut into shards.
 
-    Raises ValueError when a user is named twice: both would draw one noise.
+    A model of several inputs, of integers or with other targets than class ids
+    needs `data.fitted(interface)`. Raises ValueError when a user is named twice:
+    both would draw one noise.
     """
     if len(np.unique(user_ids)) != len(user_ids):
         raise ValueError("user_ids names a user twice; a cohort holds each user once")
@@ -70,10 +77,22 @@ def _slices(ids: NDArray[np.int64], size: int) -> Iterator[NDArray[np.int64]]:
 
 
 def _shard(data: FederatedData, user_ids: NDArray[np.int64], plan: Plan) -> OrderedDict[str, Any]:
-    x, y, count = padded_clients(data, user_ids, padded_examples(plan))
+    examples, count = padded_clients(data, user_ids, padded_examples(plan))
     # Whole batches may leave room for more examples than the plan allows.
     count = np.minimum(count, plan.clients.examples_per_client).astype(np.int32)
-    return OrderedDict(x=x, y=y, count=count, user_id=np.asarray(user_ids, np.int64))
+    return OrderedDict(examples, count=count, user_id=np.asarray(user_ids, np.int64))
+
+
+def _uniforms(
+    computation: ClientComputation, user_seed: tf.Tensor, plan: Plan
+) -> Callable[[tf.Tensor], tf.Tensor] | None:
+    """What the random layers of one user take at each step; None without such layers."""
+    values = computation.interface.random_values
+    if not values:
+        return None
+    seed = derive_seed(user_seed, tf.constant(RANDOM_LAYERS, tf.int64))
+    shape = [plan.local_training.batch_size, values]
+    return lambda step: seeded_uniforms(derive_seed(seed, tf.cast(step, tf.int64)), shape=shape)
 
 
 def train_shard(
@@ -118,10 +137,15 @@ def train_shard(
         examples = {
             tensor.name: shard[tensor.name][index] for tensor in computation.interface.tensors
         }
-        train_locally(computation, examples, shard["count"][index], settings=plan.local_training)
-        noise = seeded_gaussian_noise(
-            derive_seed(seed, shard["user_id"][index]), size=size, stddev=stddev
+        user_seed = derive_seed(seed, shard["user_id"][index])
+        train_locally(
+            computation,
+            examples,
+            shard["count"][index],
+            settings=plan.local_training,
+            random=_uniforms(computation, user_seed, plan),
         )
+        noise = seeded_gaussian_noise(user_seed, size=size, stddev=stddev)
         report = computation.privatize_update(start, clip_norm, noise)
         # Not logical_not: Grappler turns !(a < b) into a >= b, false for NaN.
         broken = 1 - tf.cast(is_finite_update(computation.update(start)), tf.int32)

@@ -15,6 +15,7 @@ import tensorflow_federated as tff
 from models.keeping import load_keras, require_keepable
 from models.registry import build_model
 from models.validate import validate_model
+from tf_dpfl.client_work.interface import interface_of
 from tf_dpfl.data.federated import FederatedData, load_federated_data
 from tf_dpfl.privacy.calibration import calibrate_plan
 from tf_dpfl.privacy.card import PrivacyCard
@@ -91,7 +92,7 @@ def _initial_model(
         if model is None:
             seed = int.from_bytes(derive_bytes(folder.seed, "initial weights")[:4], "little")
             tf.keras.utils.set_random_seed(seed)
-            model = build_model(plan.task.model, input_shape=data.input_shape, classes=data.classes)
+            model = build_model(plan.task.model, input_shape=data.input_shape, classes=data.outputs)
         # Before it is kept: a refused model must not be what a resumed run begins with.
         validate_model(model)
         require_keepable(model)
@@ -108,7 +109,8 @@ def _run_rounds(
     done, state = load_newest_checkpoint(folder.checkpoints, state) or (0, state)
     ledger = RunLedger(folder, plan, rounds_done=done)
     folder.keep_metrics_until(done)
-    evaluator = Evaluator(model, data.test_x, data.test_y) if len(data.test_y) else None
+    data = data.fitted(interface_of(model, plan.local_training))
+    evaluator = Evaluator(model, data, plan.local_training) if data.test_examples else None
     rounds = plan.server.rounds
     emit({"event": "started", "round": done, "rounds": rounds, "folder": str(folder.path)})
     for number in range(done + 1, rounds + 1):

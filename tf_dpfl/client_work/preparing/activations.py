@@ -54,7 +54,7 @@ def portable(activation: Any) -> Any:
 
 
 @replacement_of(tf.keras.layers.Layer)
-def _replace_activation(layer: Any, source: RandomSource) -> Any:
+def _replace_activation(layer: Any, _source: RandomSource) -> Any:
     activation = getattr(layer, "activation", None)
     if portable(activation) is activation:
         return layer

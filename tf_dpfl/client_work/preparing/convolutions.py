@@ -15,7 +15,7 @@ from tf_dpfl.client_work.preparing.replacements import changed_copy, replacement
 
 
 @replacement_of(tf.keras.layers.Conv1D, tf.keras.layers.Conv2D)
-def _group_by_group(layer: Any, source: RandomSource) -> Any:
+def _group_by_group(layer: Any, _source: RandomSource) -> Any:
     activation = portable(layer.activation)
     if layer.groups == 1:
         same = activation is layer.activation

@@ -32,7 +32,9 @@ class KerasModel:
     def __call__(
         self, inputs: Sequence[tf.Tensor], *, training: bool, random: tf.Tensor | None = None
     ) -> Any:
-        """What Keras computes; `random` is not looked at."""
+        """What Keras computes; nothing is fed to random layers."""
+        if random is not None:
+            raise ValueError(f"{self._model.name}: Keras' own layers draw for themselves")
         tensors = list(inputs)
         return self._model(tensors[0] if len(tensors) == 1 else tensors, training=training)
 
@@ -60,6 +62,13 @@ class PreparedModel:
           random: uniforms in [0, 1), float32 [B, random_values]; only needed in
             training, and only when `random_values` > 0.
         """
+        if training and self.random_values and random is None:
+            raise ValueError(f"{self._model.name}: random layers need `random` in training")
+        return self._forward(inputs, training=training, random=random)
+
+    def _forward(
+        self, inputs: Sequence[tf.Tensor], *, training: bool, random: tf.Tensor | None
+    ) -> Any:
         with self.random.fed(random):
             return self._run(self._model, list(inputs), training=training)
 
@@ -95,7 +104,7 @@ class PreparedModel:
 
     def _count_random_values(self) -> int:
         def count(*inputs: tf.Tensor) -> tf.Tensor:
-            return self(inputs, training=True)
+            return self._forward(inputs, training=True, random=None)
 
         specs = [tf.TensorSpec([1, *t.shape[1:]], t.dtype) for t in self._model.inputs]
         traced = tf.function(count, autograph=False).get_concrete_function(*specs)

@@ -23,7 +23,7 @@ def _unrolled(layer: Any, source: RandomSource) -> Any:
 
 
 @replacement_of(_LAYERS.SimpleRNNCell, _LAYERS.LSTMCell, _LAYERS.GRUCell)
-def _portable_cell(cell: Any, source: RandomSource) -> Any:
+def _portable_cell(cell: Any, _source: RandomSource) -> Any:
     activations = {
         name: portable(getattr(cell, name))
         for name in ("activation", "recurrent_activation")

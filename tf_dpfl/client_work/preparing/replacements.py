@@ -32,11 +32,11 @@ def replaced(layer: Any, source: RandomSource) -> Any:
     return layer
 
 
-def changed_copy(layer: Any, **attributes: Any) -> Any:
-    """A copy of `layer` over the same variables with some attributes replaced.
+def changed_copy(original: Any, **attributes: Any) -> Any:
+    """A copy of a layer over the same variables with some attributes replaced.
 
     Set past Keras' tracking, whose lists the copy shares with the original.
     """
-    twin = copy.copy(layer)
+    twin = copy.copy(original)
     twin.__dict__.update(attributes)
     return twin

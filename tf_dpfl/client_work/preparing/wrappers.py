@@ -25,7 +25,7 @@ def _attention(layer: Any, source: RandomSource) -> Any:
 
 
 @replacement_of(_LAYERS.GroupNormalization)
-def _groups(layer: Any, source: RandomSource) -> Any:
+def _groups(layer: Any, _source: RandomSource) -> Any:
     return _GroupNormalization(layer)
 
 

@@ -79,7 +79,7 @@ def _select(op: Any, grad: Any) -> Any:
 
 
 @gradient_of("Sign")
-def _sign(op: Any, grad: Any) -> Any:
+def _sign(_op: Any, _grad: Any) -> Any:
     return None  # flat
 
 

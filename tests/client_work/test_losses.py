@@ -1,0 +1,102 @@
+"""Losses held to Keras' own, in value and in gradient."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import pytest
+import tensorflow as tf
+
+from tf_dpfl.client_work.losses import NAMED, example_losses
+from tf_dpfl.protocol.errors import ModelError
+from tf_dpfl.protocol.plan import LOSSES
+
+K = tf.keras.losses
+KERAS = {
+    "sparse_categorical_crossentropy": K.SparseCategoricalCrossentropy(True, reduction="none"),
+    "categorical_crossentropy": K.CategoricalCrossentropy(True, reduction="none"),
+    "binary_crossentropy": K.BinaryCrossentropy(True, reduction="none"),
+    "mean_squared_error": K.MeanSquaredError(reduction="none"),
+    "mean_absolute_error": K.MeanAbsoluteError(reduction="none"),
+    "huber": K.Huber(reduction="none"),
+}
+
+
+def target(loss: str, shape: tuple[int, ...], rng: np.random.Generator) -> np.ndarray:
+    if loss == "sparse_categorical_crossentropy":
+        return rng.integers(0, shape[-1], shape[:-1]).astype(np.int32)
+    if loss == "categorical_crossentropy":
+        return rng.dirichlet(np.ones(shape[-1]), shape[:-1]).astype(np.float32)
+    if loss == "binary_crossentropy":
+        return rng.integers(0, 2, shape).astype(np.float32)
+    return rng.normal(size=shape).astype(np.float32)
+
+
+def value_and_gradient(function: Any, y: np.ndarray, prediction: np.ndarray) -> tuple[Any, Any]:
+    @tf.function(autograph=False)
+    def run(prediction: Any) -> tuple[Any, Any]:
+        values = function(y, prediction)
+        # Per example: where an example has several losses, their mean.
+        means = tf.reduce_mean(tf.reshape(values, [len(y), -1]), axis=1)
+        return means, tf.gradients(means, prediction)[0]
+
+    return tuple(a.numpy() for a in run(tf.constant(prediction)))
+
+
+def test_every_loss_of_a_plan_is_here() -> None:
+    assert set(LOSSES) == set(NAMED) == set(KERAS)
+
+
+@pytest.mark.parametrize("shape", [(5, 3), (4, 6, 3)], ids=str)
+@pytest.mark.parametrize("loss", LOSSES)
+def test_loss_and_gradient_are_keras(loss: str, shape: tuple[int, ...]) -> None:
+    rng = np.random.default_rng(3)
+    prediction = (3 * rng.normal(size=shape)).astype(np.float32)
+    y = target(loss, shape, rng)
+    ours = value_and_gradient(example_losses(loss), y, prediction)
+    theirs = value_and_gradient(KERAS[loss], y, prediction)
+    assert ours[0].shape == shape[:1]
+    for mine, keras in zip(ours, theirs):
+        np.testing.assert_allclose(mine, keras, rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize("loss", LOSSES)
+def test_extreme_predictions_have_finite_losses_and_gradients(loss: str) -> None:
+    rng = np.random.default_rng(4)
+    prediction = np.float32([[1e4, -1e4, 0], [-1e4, -1e4, 1e4], [0, 0, 0]])
+    for found in value_and_gradient(example_losses(loss), target(loss, (3, 3), rng), prediction):
+        assert np.isfinite(found).all()
+
+
+@pytest.mark.parametrize(
+    ("loss", "activation"),
+    [
+        ("sparse_categorical_crossentropy", "softmax"),
+        ("categorical_crossentropy", "softmax"),
+        ("binary_crossentropy", "sigmoid"),
+    ],
+)
+def test_probabilities_are_traced_back_to_their_logits(loss: str, activation: str) -> None:
+    rng = np.random.default_rng(5)
+    logits = np.float32([[200.0, 0.0, -3.0], [1.0, 2.0, 3.0]])  # exact only from logits
+    y = target(loss, (2, 3), rng)
+    activate = getattr(tf.nn, activation)
+    ours = value_and_gradient(
+        lambda y, x: example_losses(loss)(y, tf.identity(activate(x))), y, logits
+    )
+    expected = value_and_gradient(example_losses(loss), y, logits)
+    for mine, theirs in zip(ours, expected):
+        np.testing.assert_array_equal(mine, theirs)
+
+
+def cubed(y: tf.Tensor, prediction: tf.Tensor) -> tf.Tensor:
+    return tf.reduce_sum(tf.abs(y - prediction) ** 3.0, axis=-1)
+
+
+def test_a_function_of_the_users_own() -> None:
+    assert example_losses("test_losses:cubed") is not None
+    losses = example_losses("test_losses:cubed")(tf.zeros([2, 3]), tf.ones([2, 3]))
+    np.testing.assert_array_equal(losses, [3.0, 3.0])
+    with pytest.raises(ModelError, match=r"local_training.loss='test_losses:none'.*nothing"):
+        example_losses("test_losses:none")

@@ -1,0 +1,61 @@
+"""How much of each example's gradient goes into the sum: clipping and rejection.
+
+Formal guarantees, for every example (NaN and infinities included):
+  * with a squared norm that is not below the true one, its contribution has L2
+    norm at most `clip_norm` in float32;
+  * weight 0, a non-finite loss or a non-finite squared norm: no contribution.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import tensorflow as tf
+
+from tf_dpfl.protocol.clipping import CLIP_MARGIN
+
+
+def contribution_factors(
+    squared_norms: tf.Tensor, losses: tf.Tensor, weight: tf.Tensor, *, clip_norm: tf.Tensor
+) -> tuple[tf.Tensor, tf.Tensor]:
+    """What to multiply gradients with, and whose gradient to look at.
+
+    Args:
+      squared_norms, losses, weight: float32 [B] (or [] for one example).
+      clip_norm: float32 [], finite and > 0.
+
+    Returns:
+      (factor, counts): float32, 0 where `counts` (bool) is false. The gradients
+      of examples that do not count must be replaced, not multiplied: NaN times
+      0 is NaN.
+    """
+    bound = clip_norm * (1.0 - CLIP_MARGIN)
+    factor = weight * (bound / tf.maximum(tf.sqrt(squared_norms), bound))
+    # Comparisons that NaN fails; TFLite has no builtin for is_finite.
+    counts = tf.logical_and(
+        tf.logical_and(squared_norms < tf.float32.max, tf.abs(losses) < tf.float32.max),
+        weight > 0.0,
+    )
+    return tf.where(counts, factor, tf.zeros(factor.shape)), counts
+
+
+@dataclass(frozen=True)
+class Selection:
+    """Whose gradients go into a sum over the batch: `factor` float32 [B], `counts` bool [B]."""
+
+    factor: tf.Tensor
+    counts: tf.Tensor
+
+    def rows(self, values: tf.Tensor) -> tf.Tensor:
+        """`values` [B, ...] with zeros for the examples that do not count.
+
+        By copying rows: TFLite's select with a broadcast condition is many times slower.
+        """
+        size = values.shape[0]
+        row = tf.where(self.counts, tf.range(size), tf.fill([size], size))
+        return tf.gather(tf.concat([values, tf.zeros([1, *values.shape[1:]])], axis=0), row)
+
+    def scaled_rows(self, values: tf.Tensor) -> tf.Tensor:
+        """`rows` times each example's factor."""
+        ones = [1] * (values.shape.rank - 1)
+        return self.rows(values) * tf.reshape(self.factor, [-1, *ones])

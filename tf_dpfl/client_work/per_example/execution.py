@@ -1,0 +1,100 @@
+"""Running an op of the traced graph on labels instead of its data.
+
+An op that only moves entries about (reshape, split, pad, ...) moves labels the
+same way; so what it does to examples, or to the entries of a weight, is found
+by running it, and needs no formula of its own.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from inspect import signature
+from typing import Any
+
+import numpy as np
+import tensorflow as tf
+from numpy.typing import NDArray
+from tensorflow.python.eager import context
+
+from tf_dpfl.client_work.per_example.refusals import refuse, static_shape
+
+Labels = NDArray[np.int64]
+
+MOVES = frozenset(
+    {
+        "BatchToSpaceND",
+        "BroadcastTo",
+        "ConcatV2",
+        "ExpandDims",
+        "GatherV2",
+        "Identity",
+        "MirrorPad",
+        "Pack",
+        "Pad",
+        "PadV2",
+        "Reshape",
+        "ResizeNearestNeighbor",
+        "ReverseV2",
+        "Slice",
+        "SpaceToBatchND",
+        "Split",
+        "SplitV",
+        "Squeeze",
+        "StopGradient",
+        "StridedSlice",
+        "Tile",
+        "Transpose",
+        "Unpack",
+    }
+)
+"""Ops whose every output entry is one entry of an input, or a constant."""
+
+_SAME_ORDER = frozenset({"ExpandDims", "Identity", "Reshape", "Squeeze", "StopGradient"})
+
+# What these take besides data must be known while tracing: shapes, axes, paddings.
+_DATA_INPUTS = {"Pack": None, "ConcatV2": slice(0, -1), "Split": slice(1, 2)}
+
+
+def data_inputs(op: Any) -> range:
+    """The indices of those inputs of `op` that it moves; the others say how."""
+    count = len(op.inputs)
+    return range(count)[_DATA_INPUTS.get(op.type, slice(0, 1)) or slice(0, count)]
+
+
+def run_on_labels(op: Any, labels: Sequence[Labels | None]) -> list[Labels]:
+    """The labels of the outputs of `op`, one of `MOVES` (or Neg).
+
+    Args:
+      op: an op of the graph being traced.
+      labels: for each input its labels, or None for an input without: constants
+        are labelled 0, and so is what a padding adds.
+    """
+    if op.type in _SAME_ORDER:
+        known = labels[0]
+        shape = static_shape(op.outputs[0])
+        return [np.zeros(shape, np.int64) if known is None else known.reshape(shape)]
+    moved = data_inputs(op)
+    attributes = {
+        a.name: op.get_attr(a.name) for a in op.op_def.attr if a.type != "type" and a.name != "N"
+    }
+    values: list[Any] = []
+    for index, tensor in enumerate(op.inputs):
+        if index in moved:
+            known = labels[index]
+            values.append(np.zeros(static_shape(tensor), np.int64) if known is None else known)
+        elif op.type == "PadV2" and index == 2:
+            values.append(np.int64(0))
+        else:
+            value = tf.get_static_value(tensor)
+            if value is None:
+                refuse(op, f"its input {index} is not a constant")
+            values.append(value)
+    listed = op.type in ("Pack", "ConcatV2")
+    arguments = [values[: len(moved)], *values[len(moved) :]] if listed else values
+    run = getattr(tf.raw_ops, op.type)
+    # The inputs in their order; the wrapper names some of them otherwise than the op.
+    names = [name for name in signature(run).parameters if name not in (*attributes, "name")]
+    with context.eager_mode():
+        result = run(**dict(zip(names, arguments)), **attributes)
+        outputs = result if isinstance(result, (list, tuple)) else [result]
+        return [np.asarray(output.numpy(), np.int64) for output in outputs]

@@ -1,0 +1,217 @@
+"""The gradients of some weights, of every example: their norms and their clipped sum."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Protocol
+
+import numpy as np
+import tensorflow as tf
+
+from tf_dpfl.client_work.per_example.clipping import Selection
+from tf_dpfl.client_work.per_example.positions import Positions
+from tf_dpfl.client_work.per_example.uses import Lookups, Products
+from tf_dpfl.client_work.update import sum_of_squares
+
+_EPSILON = 2.0**-24  # of one rounding in float32
+_SMALLEST = float(np.finfo(np.float32).tiny)  # what is below may be flushed to zero
+
+# Reading and writing an entry of a gradient costs about as much as so many
+# multiplications of a matrix product (measured in tflite-runtime 2.14).
+_MULTIPLICATIONS_PER_ENTRY = 12
+
+
+class Group(Protocol):
+    """Gradients with respect to the weights at `positions`."""
+
+    @property
+    def positions(self) -> Positions:
+        """Which weights, in the order of `clipped_sum`."""
+
+    def squared_norms(self) -> tf.Tensor:
+        """Squared L2 norm of each example's gradient, float32 [B].
+
+        Not smaller than that of what `clipped_sum` adds up, but for the rounding
+        that the clipping's margin covers.
+        """
+
+    def clipped_sum(self, selection: Selection) -> tf.Tensor:
+        """Sum over the examples that count of factor * gradient, shaped as `positions`."""
+
+
+@dataclass(frozen=True)
+class EntryGroup:
+    """Gradients held entry by entry: `values` float32 [B, n]."""
+
+    values: tf.Tensor
+    positions: Positions
+
+    def squared_norms(self) -> tf.Tensor:
+        """As `Group`."""
+        return sum_of_squares(self.values)
+
+    def clipped_sum(self, selection: Selection) -> tf.Tensor:
+        """As `Group`."""
+        row = tf.reshape(selection.factor, [1, -1])
+        total = tf.matmul(row, selection.rows(self.values))
+        return tf.reshape(total, self.positions.shape)
+
+
+@dataclass(frozen=True)
+class ProductGroup:
+    """Gradients rows^T columns, never written out: `rows` [B, T, p], `columns` [B, T, q]."""
+
+    rows: tf.Tensor
+    columns: tf.Tensor
+    positions: Positions
+
+    def squared_norms(self) -> tf.Tensor:
+        """As `Group`: from the Gram matrices of rows and columns.
+
+        Their terms may cancel, and then rounding errors stay: what they can come
+        to is added, so that the norm is never too small.
+        """
+        if self.rows.shape[1] == 1:
+            # What was flushed to zero in one factor may count through the other.
+            squares = [
+                sum_of_squares(side[:, 0]) + side.shape[2] * _SMALLEST
+                for side in (self.rows, self.columns)
+            ]
+            return squares[0] * squares[1]
+        return _sum_of_products(_gram(self.rows), _gram(self.columns)) + _rounding(
+            [(norms(self.rows), norms(self.columns))], self.rows.shape[2] + self.columns.shape[2]
+        )
+
+    def clipped_sum(self, selection: Selection) -> tf.Tensor:
+        """As `Group`."""
+        rows, columns = self.rows, self.columns
+        smaller_rows = rows.shape[2] < columns.shape[2]
+        rows = selection.scaled_rows(rows) if smaller_rows else selection.rows(rows)
+        columns = selection.rows(columns) if smaller_rows else selection.scaled_rows(columns)
+        return tf.matmul(
+            tf.reshape(rows, [-1, rows.shape[2]]),
+            tf.reshape(columns, [-1, columns.shape[2]]),
+            transpose_a=True,
+        )
+
+
+@dataclass(frozen=True)
+class LookupGroup:
+    """Gradients of a table looked up by `ids` [B, S], each with `columns` [B, S, q].
+
+    `products`: what the same table gets as a factor of a product (tied weights).
+    """
+
+    ids: tf.Tensor
+    columns: tf.Tensor
+    positions: Positions
+    products: ProductGroup | None
+
+    def squared_norms(self) -> tf.Tensor:
+        """As `Group`.
+
+        Equal ids of one example are one row of the table: each of its k lookups
+        finds the row's whole gradient and counts it 1 / k times.
+        """
+        same = _equal(self.ids)
+        whole = sum_of_squares(tf.matmul(same, self.columns))
+        squared = tf.reduce_sum(whole / tf.reduce_sum(same, axis=2), axis=1)
+        if self.products is None:
+            return squared
+        rows, columns = self.products.rows, self.products.columns
+        # cross[b, s, t]: what lookup s and product t have in common.
+        at_ids = tf.gather(tf.transpose(rows, [0, 2, 1]), self.ids, axis=1, batch_dims=1)
+        cross = _sum_of_products(at_ids, tf.matmul(self.columns, columns, transpose_b=True))
+        return (
+            squared
+            + 2.0 * cross
+            + self.products.squared_norms()
+            + _rounding(
+                [
+                    (norms(rows), norms(columns)),
+                    (tf.ones(self.ids.shape), norms(self.columns)),
+                ],
+                rows.shape[2] + columns.shape[2],
+            )
+        )
+
+    def clipped_sum(self, selection: Selection) -> tf.Tensor:
+        """As `Group`."""
+        width = self.columns.shape[2]
+        total = tf.scatter_nd(
+            tf.reshape(self.ids, [-1, 1]),
+            tf.reshape(selection.scaled_rows(self.columns), [-1, width]),
+            self.positions.shape,
+        )
+        return total if self.products is None else total + self.products.clipped_sum(selection)
+
+
+def group_of_products(products: Sequence[Products], lookups: Sequence[Lookups]) -> Group:
+    """The group of uses with the same positions, in the form that costs least."""
+    product = None
+    if products:
+        rows, columns = (
+            parts[0] if len(parts) == 1 else tf.concat(parts, axis=1)
+            for parts in ([p.rows for p in products], [p.columns for p in products])
+        )
+        product = ProductGroup(rows, columns, products[0].positions)
+    if lookups:
+        return LookupGroup(
+            tf.concat([use.ids for use in lookups], axis=1),
+            tf.concat([use.columns for use in lookups], axis=1),
+            lookups[0].positions,
+            product,
+        )
+    if product is None:
+        raise ValueError("a group needs a use")
+    _, times, p = product.rows.shape
+    return product if gram_is_cheaper(times, p, product.columns.shape[2]) else write_out(product)
+
+
+def write_out(group: ProductGroup) -> EntryGroup:
+    """The same gradients entry by entry."""
+    values = tf.matmul(group.rows, group.columns, transpose_a=True)
+    size = math.prod(group.positions.shape)
+    return EntryGroup(tf.reshape(values, [-1, size]), group.positions.reshape(-1))
+
+
+def gram_is_cheaper(times: int, p: int, q: int) -> bool:
+    """Whether Gram matrices cost less than writing `times` products [p, q] out."""
+    return times == 1 or times * times * (p + q) < _MULTIPLICATIONS_PER_ENTRY * p * q
+
+
+def _equal(ids: tf.Tensor) -> tf.Tensor:
+    """1.0 where ids[b, s] == ids[b, t], else 0.0, [B, S, S].
+
+    Without broadcasting, for which TFLite's comparison is ten times slower.
+    """
+    examples, size = ids.shape
+    across = tf.reshape(tf.concat([ids] * size, axis=1), [examples, size, size])
+    return tf.cast(tf.equal(across, tf.transpose(across, [0, 2, 1])), tf.float32)
+
+
+def norms(vectors: tf.Tensor) -> tf.Tensor:
+    """L2 norms along the last axis."""
+    return tf.sqrt(sum_of_squares(vectors))
+
+
+def _gram(vectors: tf.Tensor) -> tf.Tensor:
+    return tf.matmul(vectors, vectors, transpose_b=True)
+
+
+def _sum_of_products(left: tf.Tensor, right: tf.Tensor) -> tf.Tensor:
+    """Sum over the last two axes of left * right, float32 [B]."""
+    return tf.reduce_sum(tf.reduce_sum(left * right, axis=2), axis=1)
+
+
+def _rounding(factors: Sequence[tuple[tf.Tensor, tf.Tensor]], terms: int) -> tf.Tensor:
+    """What rounding may do to sums of inner products of `terms` terms, float32 [B].
+
+    Args:
+      factors: pairs of norms, float32 [B, T], of the rows and columns involved.
+      terms: errors of so many roundings add up like a random walk.
+    """
+    largest = tf.add_n([tf.reduce_sum(rows * columns, axis=1) for rows, columns in factors])
+    return tf.square(largest) * (_EPSILON * math.sqrt(terms))
