@@ -52,16 +52,15 @@ def check_shapes(
 
 
 def require_declared_input(model: tf.keras.Model) -> None:
-    """Raises ModelError unless `model` is Sequential or functional, with one input.
+    """Raises ModelError unless `model` is Sequential or functional.
 
     A subclassed model says neither what it takes nor how a file could hold it.
     """
-    inputs = getattr(model, "inputs", None)
-    if not inputs or len(inputs) != 1 or not getattr(model, "_is_graph_network", False):
+    if not getattr(model, "inputs", None) or not getattr(model, "_is_graph_network", False):
         raise ModelError(
             f"{model.name} ({type(model).__name__}): must be a tf.keras.Sequential or functional "
-            "tf.keras.Model(inputs, outputs) of one input; only these can be trained, saved and "
-            "exported without their Python code"
+            "tf.keras.Model(inputs, outputs); only these can be trained, saved and exported "
+            "without their Python code"
         )
 
 

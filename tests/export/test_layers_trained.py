@@ -132,3 +132,9 @@ def test_a_wrong_replacement_of_a_layer_stops_the_export(monkeypatch: pytest.Mon
     content = build_client_tflite(model, plan_of(batch_size=BATCH))
     with pytest.raises(ExportError, match="not what TensorFlow computes"):
         verify_client_tflite(content, model, plan_of(batch_size=BATCH))
+
+
+def test_adam_is_verified_where_a_gradient_is_zero_but_for_rounding() -> None:
+    """The key's bias of an attention: Adam would turn its rounding into whole steps."""
+    model, plan = LAYERS["multi-head attention"](), plan_of(batch_size=BATCH, optimizer="adam")
+    verify_client_tflite(build_client_tflite(model, plan), model, plan)

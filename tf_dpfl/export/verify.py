@@ -7,7 +7,7 @@ gradients, and, for the report, the NumPy clipping of `protocol.clipping`.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -31,6 +31,9 @@ _WEIGHT_TOLERANCE = 1e-6
 # A gradient that is zero in truth (the bias of an attention key) is rounding of
 # what cancels, whose size is that of the other layers' steps.
 _CANCELLATION_TOLERANCE = 1e-6
+# Adam divides by the gradient's own size, so where it is rounding the step is as
+# large as any, and random. Entries this much smaller than the largest are left out.
+_ROUNDING_UNDER_ADAM = 1e-5
 _OUTPUT_TOLERANCE = 1e-4
 
 # A pre-activation within rounding of a ReLU's kink, or two within rounding of
@@ -111,6 +114,10 @@ class _Checks:
         self._layout = layout_of(model)
         self._initial = reference.get_weights()
         self._examples = RandomExamples(model, plan.local_training)
+        self._gradients = None
+        if plan.local_training.optimizer == "adam":
+            plain = replace(plan.local_training, optimizer="sgd", proximal=0.0)
+            self._gradients = tensorflow_runner(model, replace(plan, local_training=plain))
 
     def all(self) -> Iterator[tuple[str, Callable[[np.random.Generator], list[str]]]]:
         """Every check with its name."""
@@ -177,13 +184,14 @@ class _Checks:
             noise = rng.normal(size=self._layout.size).astype(np.float32)
             faults = []
             norm = self._gradient_norm(start, batch)
+            told = self._tells(start, batch)
             for clip_norm in (0.1 * norm, norm, 100.0 * norm):
                 for share in (np.zeros_like(noise), noise * np.float32(0.01 * clip_norm)):
                     for runner in (self._device, self._reference):
                         runner.set_weights(start)
                         assert runner.train_dp is not None
                         runner.train_dp(batch.tensors, batch.weight, 1.0, clip_norm, share)
-                    found = self._weight_faults(start)
+                    found = self._weight_faults(start, told=told)
                     faults += [f"clip norm {clip_norm:.3g}: {text}" for text in found]
             return faults
 
@@ -197,11 +205,11 @@ class _Checks:
         return norm if np.isfinite(norm) and norm > 0 else 1.0
 
     def _training_faults(self, start: Float32, batches: list[_Batch], rate: float) -> list[str]:
-        losses = []
+        losses, told = [], self._tells(start, batches[0])
         for runner in (self._device, self._reference):
             runner.set_weights(start)
             losses.append([runner.train(b.tensors, b.weight, rate) for b in batches])
-        faults = self._weight_faults(start)
+        faults = self._weight_faults(start, told=told)
         ours_losses, true_losses = losses
         if not faults and not np.allclose(
             ours_losses, true_losses, rtol=_OUTPUT_TOLERANCE, atol=1e-6
@@ -209,11 +217,24 @@ class _Checks:
             faults.append(f"the loss is {ours_losses} instead of {true_losses}")
         return faults
 
-    def _weight_faults(self, start: Float32) -> list[str]:
-        """Variables that the device has moved from `start` otherwise than the reference."""
+    def _tells(self, start: Float32, batch: _Batch) -> Float32:
+        """1 for each weight whose step tells right from wrong, float32 [d]."""
+        if self._gradients is None:
+            return np.ones_like(start)
+        self._gradients.set_weights(start)
+        self._gradients.train(batch.tensors, batch.weight, 1.0)
+        gradient = np.abs(self._gradients.get_weights() - start)
+        return (gradient > _ROUNDING_UNDER_ADAM * np.max(gradient)).astype(np.float32)
+
+    def _weight_faults(self, start: Float32, *, told: Float32) -> list[str]:
+        """Variables that the device has moved from `start` otherwise than the reference.
+
+        Looked at are the weights that `told` (float32 [d]) is 1 for.
+        """
         device, reference = self._device.get_weights(), self._reference.get_weights()
         if not np.isfinite(reference).all():
             return ["TensorFlow itself gets weights that are not finite"]
+        device, reference = (np.where(told, moved, start) for moved in (device, reference))
         faults = []
         cancelled = _CANCELLATION_TOLERANCE * float(np.max(np.abs(reference - start)))
         rows = zip(*(self._layout.split(flat) for flat in (device, reference, start)))

@@ -94,7 +94,7 @@ def build_learning_process(
 
         @tff.tensorflow.computation(weights_type, SEED_TYPE, shards_type)
         def client(weights: Any, noise_seed: Any, shard: Any) -> Any:
-            local = tf.keras.models.clone_model(model)
+            local = tf.keras.models.clone_model(model, clone_function=_clone_layer)
             computation = ClientComputation(local, plan.local_training)
 
             @tf.function(autograph=False)
@@ -163,6 +163,21 @@ def build_learning_process(
         )
 
     return tff.learning.templates.LearningProcess(initialize, next_fn, weights_of, with_weights)
+
+
+def _clone_layer(layer: tf.keras.layers.Layer) -> tf.keras.layers.Layer:
+    """A fresh layer whose variables are read where they are used.
+
+    In a plain graph Keras' recurrent cells read theirs once, when they are made,
+    and would go on with what they were initialised to.
+    """
+    if getattr(layer, "_is_graph_network", False):  # a model in the model
+        return tf.keras.models.clone_model(layer, clone_function=_clone_layer)
+    twin = layer.__class__.from_config(layer.get_config())
+    for part in twin._flatten_layers():
+        if hasattr(part, "_enable_caching_device"):
+            part._enable_caching_device = False
+    return twin
 
 
 @contextlib.contextmanager

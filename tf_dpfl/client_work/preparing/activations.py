@@ -18,7 +18,9 @@ _ERF_COEFFICIENTS = (0.254829592, -0.284496736, 1.421413741, -1.453152027, 1.061
 
 
 def erf(values: tf.Tensor) -> tf.Tensor:
-    """The error function to 1.5e-7 (Abramowitz & Stegun 7.1.26) plus float32 rounding."""
+    """The error function, off by at most 1.5e-7 (Abramowitz & Stegun 7.1.26), in
+    float32 by at most 5e-7.
+    """
     magnitude = tf.abs(values)
     t = 1.0 / (1.0 + _ERF_SLOPE * magnitude)
     polynomial = t * _ERF_COEFFICIENTS[-1]
@@ -29,7 +31,7 @@ def erf(values: tf.Tensor) -> tf.Tensor:
 
 
 def gelu(x: tf.Tensor, approximate: bool = False) -> tf.Tensor:
-    """Keras' gelu; the exact form with `erf` above."""
+    """Keras' gelu; the exact form with `erf` above, off by at most 1e-6 for |x| <= 8."""
     if approximate:
         return tf.nn.gelu(x, approximate=True)
     return 0.5 * x * (1.0 + erf(x * 0.7071067811865476))

@@ -12,6 +12,7 @@ from tf_dpfl.client_work.preparing.replacements import replacement_of
 from tf_dpfl.protocol.errors import ModelError
 
 _LAYERS = tf.keras.layers
+_SPATIAL = (_LAYERS.SpatialDropout1D, _LAYERS.SpatialDropout2D, _LAYERS.SpatialDropout3D)
 
 # The negative saturation of SELU (Klambauer et al. 1706.02515), scale times alpha.
 _SELU_SATURATION = -1.0507009873554805 * 1.6732632423543772
@@ -33,19 +34,19 @@ class _FedLayer(tf.keras.layers.Layer):
         raise NotImplementedError
 
     def _mask_shape(self, inputs: tf.Tensor) -> list[int]:
-        """The shape of one example's mask, from Keras' noise_shape."""
-        noise_shape = self._original._get_noise_shape(inputs)
-        if noise_shape is None:
-            return list(inputs.shape[1:])
-        sizes = [tf.get_static_value(size) for size in tf.nest.flatten(noise_shape)]
-        if len(sizes) == 1 and isinstance(noise_shape, tf.Tensor):
-            sizes = list(tf.get_static_value(noise_shape))
-        if sizes[0] == 1 != inputs.shape[0]:
+        """The shape of one example's mask: sizes of 1 are shared."""
+        shape, layer = inputs.shape.as_list(), self._original
+        noise_shape = list(getattr(layer, "noise_shape", None) or [None] * len(shape))
+        if isinstance(layer, _SPATIAL):
+            first = getattr(layer, "data_format", "channels_last") == "channels_first"
+            channels = 1 if first else len(shape) - 1
+            noise_shape = [None if axis in (0, channels) else 1 for axis in range(len(shape))]
+        if noise_shape[0] is not None:
             raise ModelError(
-                f"layer {self.name} ({type(self._original).__name__}): its noise_shape draws one "
-                "mask for the whole batch; leave the first entry None"
+                f"layer {self.name} ({type(layer).__name__}): its noise_shape draws one mask for "
+                "the whole batch; leave the first entry None"
             )
-        return [int(inputs.shape[i] if size is None else size) for i, size in enumerate(sizes)][1:]
+        return [size if own is None else int(own) for own, size in zip(noise_shape, shape)][1:]
 
 
 class _Dropout(_FedLayer):

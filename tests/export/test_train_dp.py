@@ -1,0 +1,148 @@
+"""DP-SGD inside client.tflite: each example clipped, fed noise, the public divisor."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+import pytest
+import tensorflow as tf
+from export_bench import plan_of
+from layer_models import LAYERS, L
+
+from tf_dpfl.client_work.computation import ClientComputation
+from tf_dpfl.client_work.per_example import one_pass
+from tf_dpfl.export.client import build_client_tflite
+from tf_dpfl.export.random_examples import RandomExamples
+from tf_dpfl.export.runners import interpreter_runner
+from tf_dpfl.export.verify import verify_client_tflite
+from tf_dpfl.protocol import signatures
+from tf_dpfl.protocol.errors import ExportError
+from tf_dpfl.protocol.interpreter import load_interpreter
+
+BATCH, STEPS, RATE, CLIP = 4, 20, 0.3, 0.7
+
+
+def example_plan(**local_training: Any) -> Any:
+    # Plans of this unit are not accepted from files yet; the client computes it.
+    plan = plan_of(batch_size=BATCH, local_training=local_training)
+    return replace(plan, privacy=replace(plan.privacy, unit="example"))
+
+
+def flat(tensors: Any) -> np.ndarray:
+    return np.concatenate([np.asarray(t, np.float64).ravel() for t in tensors])
+
+
+def oracle_step(model: tf.keras.Model, batch: Any, weight: Any, noise: Any) -> None:
+    """One example at a time with a GradientTape; sums in float64."""
+    loss = tf.keras.losses.SparseCategoricalCrossentropy(from_logits=True)
+    total = np.zeros(noise.shape)
+    for i in np.flatnonzero(weight):
+        with tf.GradientTape() as tape:
+            value = loss(batch["y"][i : i + 1], model(batch["x"][i : i + 1], training=True))
+        gradient = flat(map(tf.convert_to_tensor, tape.gradient(value, model.trainable_variables)))
+        total += gradient * min(1.0, CLIP / np.linalg.norm(gradient))
+    step, begin = RATE / BATCH * (total + noise), 0
+    for variable in model.trainable_variables:
+        size = int(np.prod(variable.shape))
+        variable.assign_sub(step[begin : begin + size].reshape(variable.shape).astype(np.float32))
+        begin += size
+
+
+@pytest.mark.parametrize(
+    "name", ["conv2d groups", "lstm", "embedding masked", "multi-head attention"]
+)
+def test_twenty_private_steps_are_those_of_a_readable_loop(name: str) -> None:
+    tf.keras.utils.set_random_seed(4)
+    model, plan = LAYERS[name](), example_plan()
+    device = interpreter_runner(build_client_tflite(model, plan))
+    initial = flat(model.trainable_variables).astype(np.float32)
+    device.set_weights(initial)
+    rng, examples = np.random.default_rng(6), RandomExamples(model, plan.local_training)
+    for step in range(STEPS):
+        batch = examples.batch(rng, BATCH)
+        weight = (np.arange(BATCH) < (BATCH if step % 3 else step % 2)).astype(np.float32)
+        noise = (0.1 * rng.normal(size=initial.shape)).astype(np.float32)
+        device.train_dp(batch, weight, RATE, CLIP, noise)
+        oracle_step(model, batch, weight, noise)
+    ours, theirs = device.get_weights(), flat(model.trainable_variables)
+    assert np.linalg.norm(theirs - initial) > 1e-2
+    assert np.linalg.norm(ours - theirs) <= 1e-5 * np.linalg.norm(theirs)
+
+
+@pytest.mark.parametrize("method", ["one_pass", "loop"])
+def test_one_example_moves_the_weights_by_its_clipped_share_alone(method: str) -> None:
+    model, plan = LAYERS["conv2d groups"](), example_plan()
+    device = interpreter_runner(build_client_tflite(model, plan, dp_method=method))
+    start = flat(model.trainable_variables).astype(np.float32)
+    nothing = np.zeros_like(start)
+    batch = RandomExamples(model, plan.local_training).batch(np.random.default_rng(1), BATCH)
+
+    def moved(weight: list[float]) -> np.ndarray:
+        device.set_weights(np.zeros_like(start) + start)
+        device.train_dp(batch, np.float32(weight), 1.0, 1e-3, nothing)
+        return (start - device.get_weights()).astype(np.float64) * BATCH
+
+    whole, without = moved([1, 1, 1, 1]), moved([1, 1, 0, 1])
+    rounding = 4e-7 * np.linalg.norm(start) * BATCH
+    assert 0.5e-3 < np.linalg.norm(whole - without) <= 1e-3 + rounding
+    assert not moved([0, 0, 0, 0]).any()
+    batch["x"][2] = np.inf
+    np.testing.assert_array_equal(moved([1, 1, 1, 1]), without)
+
+
+def test_no_signature_returns_anything_of_a_single_example() -> None:
+    content = build_client_tflite(LAYERS["embedding"](), example_plan())
+    interpreter = load_interpreter(content)
+    outputs = {name: entry["outputs"] for name, entry in interpreter.get_signature_list().items()}
+    assert set(outputs) == set(signatures.of_unit("example"))
+    assert outputs[signatures.TRAIN_DP] == ["done"]
+    details = interpreter.get_signature_runner(signatures.TRAIN_DP).get_output_details()
+    assert details["done"]["shape"].tolist() == []
+    loss = interpreter.get_signature_runner(signatures.TRAIN).get_output_details()["loss"]
+    assert loss["shape"].tolist() == []
+
+
+def test_user_level_files_have_no_such_signature() -> None:
+    content = build_client_tflite(LAYERS["embedding"](), plan_of(batch_size=BATCH))
+    assert signatures.TRAIN_DP not in load_interpreter(content).get_signature_list()
+
+
+@pytest.mark.parametrize("name", ["softmax layer", "gaussian noise", "two inputs", "tied"])
+def test_verification_covers_per_example_clipping(name: str) -> None:
+    model, plan = LAYERS[name](), example_plan(optimizer="adam")
+    found = verify_client_tflite(build_client_tflite(model, plan), model, plan)
+    assert [check for check in found.checks if "against the loop" in check]
+
+
+def test_a_model_without_a_sound_rule_takes_the_loop_and_says_why() -> None:
+    local = example_plan().local_training
+    method = ClientComputation(LAYERS["softmax layer"](), local).choose_dp_method()
+    assert method.name == "loop" and "softmax" in method.reason
+    assert ClientComputation(LAYERS["lstm"](), local).choose_dp_method().name == "one_pass"
+
+
+@pytest.mark.parametrize("wrong", ["no clipping", "norms of one variable alone"])
+def test_a_wrong_per_example_rule_stops_the_export(
+    monkeypatch: pytest.MonkeyPatch, wrong: str
+) -> None:
+    if wrong == "no clipping":
+        factors = one_pass.contribution_factors
+        monkeypatch.setattr(
+            one_pass,
+            "contribution_factors",
+            lambda norms, *rest, **keys: factors(norms * 0.0, *rest, **keys),
+        )
+    else:
+        add = tf.add_n
+        monkeypatch.setattr(
+            one_pass.tf,
+            "add_n",
+            lambda parts: parts[0] if parts[0].shape == [BATCH] else add(parts),
+        )
+    model = tf.keras.Sequential([L.InputLayer((5,)), L.Dense(4, "tanh", name="first"), L.Dense(3)])
+    content = build_client_tflite(model, example_plan())
+    monkeypatch.undo()
+    with pytest.raises(ExportError, match=r"per-example clipping against the loop.*layer 'first'"):
+        verify_client_tflite(content, model, example_plan())
