@@ -90,7 +90,7 @@ def keras_average(plan, model, data):
 
 
 def test_two_inputs_a_recurrent_layer_and_adam_are_kerass():
-    plan = plan_with(optimizer="adam", loss="binary_crossentropy", learning_rate=0.01)
+    plan = plan_with(optimizer="adam", loss="binary_crossentropy", learning_rate=0.01, epsilon=1e-3)
     model, data = words_and_numbers(), data_of(MIXED, YES_NO)
     expected = keras_average(plan, model, data)
     interface = interface_of(model, plan.local_training)

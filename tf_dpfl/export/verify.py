@@ -32,8 +32,10 @@ _WEIGHT_TOLERANCE = 1e-6
 # what cancels, whose size is that of the other layers' steps.
 _CANCELLATION_TOLERANCE = 1e-6
 # Adam divides by the gradient's own size, so where it is rounding the step is as
-# large as any, and random. Entries this much smaller than the largest are left out.
-_ROUNDING_UNDER_ADAM = 1e-5
+# large as any, and random. Left out are entries this much smaller than the largest
+# of their variable, or of the model.
+_SMALL_IN_VARIABLE = 3e-3
+_SMALL_IN_MODEL = 1e-5
 _OUTPUT_TOLERANCE = 1e-4
 
 # A pre-activation within rounding of a ReLU's kink, or two within rounding of
@@ -224,7 +226,9 @@ class _Checks:
         self._gradients.set_weights(start)
         self._gradients.train(batch.tensors, batch.weight, 1.0)
         gradient = np.abs(self._gradients.get_weights() - start)
-        return (gradient > _ROUNDING_UNDER_ADAM * np.max(gradient)).astype(np.float32)
+        least = _SMALL_IN_MODEL * np.max(gradient)
+        parts = self._layout.split(gradient)
+        return self._layout.join([p > max(least, _SMALL_IN_VARIABLE * np.max(p)) for p in parts])
 
     def _weight_faults(self, start: Float32, *, told: Float32) -> list[str]:
         """Variables that the device has moved from `start` otherwise than the reference.
