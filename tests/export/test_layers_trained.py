@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -26,8 +25,7 @@ BATCH, STEPS, RATE = 4, 20, 0.05
 
 def check_twenty_steps(model: tf.keras.Model) -> None:
     """Twenty plain steps and twenty private ones of one file, each against Keras."""
-    plan = plan_of(batch_size=BATCH)
-    plan = replace(plan, privacy=replace(plan.privacy, unit="example"))
+    plan = plan_of(batch_size=BATCH, unit="example", delta=1e-4)
     content = build_client_tflite(model, plan)
     assert all(op.is_builtin for op in operators_of(content))
     device = interpreter_runner(content)

@@ -6,7 +6,6 @@ test_layers_trained.py.
 
 from __future__ import annotations
 
-from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -30,9 +29,7 @@ BATCH = 4
 
 
 def example_plan(**local_training: Any) -> Any:
-    # Plans of this unit are not accepted from files yet; the client computes it.
-    plan = plan_of(batch_size=BATCH, local_training=local_training)
-    return replace(plan, privacy=replace(plan.privacy, unit="example"))
+    return plan_of(batch_size=BATCH, local_training=local_training, unit="example", delta=1e-4)
 
 
 @pytest.mark.parametrize("method", ["one_pass", "loop"])

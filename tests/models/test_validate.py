@@ -267,7 +267,7 @@ def test_all_faults_are_reported_at_once():
     faults = faults_of(
         sequential(
             L.BatchNormalization(name="a"),
-            L.LSTM(3, dropout=0.5, name="b"),
+            L.LSTM(3, recurrent_constraint="non_neg", name="b"),
             L.Dense(2, name="c", kernel_regularizer="l2"),
             shape=(4, 3),
         )

@@ -20,9 +20,10 @@ _OF_LAYER = {
 
 _OF_OP = {
     "EagerPyFunc": "write it in TensorFlow's ops",
-    "Erf": "use gelu, which is exported with an approximation of it",
+    "Erf": 'use "gelu" as a layer\'s activation, which is exported with an approximation of it',
     "If": "choose with tf.where",
     "PyFunc": "write it in TensorFlow's ops",
+    "Softsign": "use it as a layer's activation, or write x / (1 + tf.abs(x))",
     "StatelessIf": "choose with tf.where",
     "StatelessWhile": "write the steps out, or use SimpleRNN, LSTM or GRU",
     "While": "write the steps out, or use SimpleRNN, LSTM or GRU",

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import functools
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 import tensorflow as tf
@@ -17,6 +18,7 @@ from tf_dpfl.export.refusals import faults_of_layers, faults_of_rules
 from tf_dpfl.protocol import signatures
 from tf_dpfl.protocol.errors import ExportError
 from tf_dpfl.protocol.interface import ExampleInterface, ExampleTensor
+from tf_dpfl.protocol.manifest import DpMethod
 from tf_dpfl.protocol.plan import Plan
 
 
@@ -43,16 +45,39 @@ def build_client_tflite(
     computation = ClientComputation(
         model, plan.local_training, op_gradients=rules, dp_method=dp_method
     )
+    with _all_faults(model, computation, plan, rules):
+        functions = _signatures(computation, plan)
+    return convert(computation, functions, model=model, variables_change=True)
+
+
+def dp_method_of(model: tf.keras.Model, plan: Plan) -> DpMethod | None:
+    """How `train_dp` of the file will clip, and why; None for files without it.
+
+    Raises as `build_client_tflite`.
+    """
+    if signatures.TRAIN_DP not in signatures.of_unit(plan.privacy.unit):
+        return None
+    rules = op_gradients()
+    computation = ClientComputation(model, plan.local_training, op_gradients=rules)
+    with _all_faults(model, computation, plan, rules):
+        method = computation.choose_dp_method()
+    return DpMethod(method.name, method.reason)
+
+
+@contextlib.contextmanager
+def _all_faults(
+    model: tf.keras.Model, computation: ClientComputation, plan: Plan, rules: Mapping[str, str]
+) -> Iterator[None]:
+    """Around tracing: where a layer can not be trained, ExportError names every one."""
     faults = faults_of_layers(model, rules)
     if not faults:
         try:
-            functions = _signatures(computation, plan)
+            yield
+            return
         except UnsupportedOpError as error:
             faults = [f"{layer_of_op(model, error.op_name)}: {error}"]
-    if faults:
-        train = functools.partial(_train, computation, plan.local_training.batch_size)
-        raise ExportError(list(dict.fromkeys([*faults, *faults_of_rules(model, train)])))
-    return convert(computation, functions, model=model, variables_change=True)
+    train = functools.partial(_train, computation, plan.local_training.batch_size)
+    raise ExportError(list(dict.fromkeys([*faults, *faults_of_rules(model, train)])))
 
 
 def _signatures(computation: ClientComputation, plan: Plan) -> dict[str, Any]:
