@@ -273,9 +273,7 @@ FAST = (
     "conv2d groups",
     "conv2d transpose",
     "depthwise dilated",
-    "upsampling bilinear",
     "dropout",
-    "gaussian noise",
     "layer normalization",
     "group normalization",
     "lstm",
@@ -288,6 +286,5 @@ FAST = (
     "two inputs",
     "relu without bias",
     "block of one's own",
-    "lstm with dropout",
     "tied in one layer",
 )
