@@ -26,7 +26,8 @@ from tables import arguments, show, write_json
 PARTS = Path(__file__).resolve().parent / "device_parts"
 MODELS = ("mlp", "cnn", "text", "gru", "resnet", "transformer")
 OWN = ("tflite_sgd", "tflite_dp", "noise")
-PEERS = ("tf_privacy_optimizer", "tf_privacy_dpmodel", "opacus")
+TF_PRIVACY = ("tf_privacy_optimizer", "tf_privacy_dpmodel")
+OPACUS = ("opacus", "opacus_ghost")
 
 
 @contextmanager
@@ -37,9 +38,9 @@ def systems_of(folder: Path, args: Any) -> Iterator[list[System]]:
         for runtime in args.runtime
         for name in OWN
     ]
-    plan.append(("tf_sgd", "tf_sgd", Path(sys.executable)))
-    for name in () if args.quick else PEERS:
-        plan.append((name, name, environment(TORCH) if name == "opacus" else Path(sys.executable)))
+    tensorflow = ("tf_sgd",) if args.quick else ("tf_sgd", *TF_PRIVACY)
+    plan += [(name, name, Path(sys.executable)) for name in tensorflow]
+    plan += [(name, name, environment(TORCH)) for name in (() if args.quick else OPACUS)]
     started: list[System] = []
     try:
         for name, label, python in plan:

@@ -27,12 +27,12 @@ def _text() -> tf.keras.Model:
     )
 
 
-def _gru() -> tf.keras.Model:
+def _gru(*, unroll: bool = False) -> tf.keras.Model:
     return tf.keras.Sequential(
         [
             tf.keras.Input((32,), dtype="int32"),
             layers.Embedding(VOCABULARY["gru"], 16),
-            layers.GRU(32),
+            layers.GRU(32, unroll=unroll),
             layers.Dense(CLASSES),
         ]
     )
@@ -67,3 +67,6 @@ MODELS: dict[str, Callable[[], tf.keras.Model]] = {
     "resnet": _resnet,
     "transformer": _transformer,
 }
+
+UNROLLED = {**MODELS, "gru": lambda: _gru(unroll=True)}
+"""The same for a system that cannot take a loop inside a layer."""

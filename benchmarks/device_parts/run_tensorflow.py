@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
+from typing import Any
 
 os.environ["TF_CPP_MIN_LOG_LEVEL"] = "3"
 
@@ -15,11 +16,13 @@ from keras_models import MODELS
 RATE = 0.01
 
 
-def load(folder: Path) -> tuple[tf.keras.Model, tf.Tensor, tf.Tensor]:
+def load(
+    folder: Path, models: Mapping[str, Any] = MODELS
+) -> tuple[tf.keras.Model, tf.Tensor, tf.Tensor]:
     """The Keras model of a workload's folder, unchanged, and its batch; one thread."""
     tf.config.threading.set_intra_op_parallelism_threads(1)
     tf.config.threading.set_inter_op_parallelism_threads(1)
-    model = MODELS[folder.name.split("-")[0]]()
+    model = models[folder.name.split("-")[0]]()
     with np.load(folder / "batch.npz") as batch:
         return model, tf.constant(batch["x"]), tf.constant(batch["y"])
 

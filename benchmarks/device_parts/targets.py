@@ -60,7 +60,9 @@ def targets(
         least = TF_PRIVACY_OVER_DP_AT_LEAST
         compare("tf-privacy / DP-SGD", "tf_privacy_optimizer", dp, least, most=False)
         compare("DPModel / DP-SGD", "tf_privacy_dpmodel", dp, None, most=False)
-        compare("Opacus / DP-SGD", "opacus", dp, OPACUS_OVER_DP_AT_LEAST, most=False)
+        least = OPACUS_OVER_DP_AT_LEAST
+        compare("Opacus / DP-SGD", "opacus", dp, least, most=False)
+        compare("Opacus, ghost / DP-SGD", "opacus_ghost", dp, least, most=False)
         limit = CNN_NOISE_OVER_SGD_AT_MOST if model == "cnn" else None
         compare("noise / SGD", noise, sgd, limit)
     bound = facts["inference_bytes"] + 3 * facts["weights_bytes"] + EXTRA_BYTES

@@ -26,6 +26,7 @@ MODULES = {
     "tf_privacy_optimizer": "run_tf_privacy",
     "tf_privacy_dpmodel": "run_tf_privacy",
     "opacus": "run_opacus",
+    "opacus_ghost": "run_opacus",
 }
 """System: the module whose function of that name gives its step."""
 
