@@ -14,6 +14,7 @@ from tf_dpfl.client_work.preparing import (  # noqa: F401  importing a family re
     activations,
     convolutions,
     noise_layers,
+    normalization,
     recurrent,
     wrappers,
 )
