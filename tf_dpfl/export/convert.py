@@ -12,6 +12,7 @@ from tensorflow.lite.python.convert_phase import ConverterError
 
 from tf_dpfl.export.layers import layer_of_op
 from tf_dpfl.export.quiet import quiet
+from tf_dpfl.export.tuning import tune
 from tf_dpfl.protocol.errors import ExportError
 from tf_dpfl.protocol.imports import first_line
 
@@ -56,7 +57,7 @@ def convert(
             content: bytes = converter.convert()
         except ConverterError as error:
             raise ExportError(_explain(error, model)) from None
-    return content
+    return tune(content) if variables_change else content
 
 
 def _explain(error: ConverterError, model: tf.keras.Model) -> str:

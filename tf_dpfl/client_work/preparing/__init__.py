@@ -16,6 +16,7 @@ from tf_dpfl.client_work.preparing import (  # noqa: F401  importing a family re
     convolutions,
     layer_graph,
     noise_layers,
+    normalization,
     own_layers,
     recurrent,
     wrappers,
