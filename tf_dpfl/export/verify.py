@@ -186,13 +186,19 @@ class _Checks:
             noise = rng.normal(size=self._layout.size).astype(np.float32)
             faults = []
             norm = self._gradient_norm(start, batch)
-            told = self._tells(start, batch)
             for clip_norm in (0.1 * norm, norm, 100.0 * norm):
                 for share in (np.zeros_like(noise), noise * np.float32(0.01 * clip_norm)):
-                    for runner in (self._device, self._reference):
-                        runner.set_weights(start)
+
+                    def step(
+                        runner: Runner, clip_norm: float = clip_norm, share: Float32 = share
+                    ) -> None:
                         assert runner.train_dp is not None
                         runner.train_dp(batch.tensors, batch.weight, 1.0, clip_norm, share)
+
+                    told = self._tells(start, step)
+                    for runner in (self._device, self._reference):
+                        runner.set_weights(start)
+                        step(runner)
                     found = self._weight_faults(start, told=told)
                     faults += [f"clip norm {clip_norm:.3g}: {text}" for text in found]
             return faults
@@ -207,7 +213,9 @@ class _Checks:
         return norm if np.isfinite(norm) and norm > 0 else 1.0
 
     def _training_faults(self, start: Float32, batches: list[_Batch], rate: float) -> list[str]:
-        losses, told = [], self._tells(start, batches[0])
+        first = batches[0]
+        told = self._tells(start, lambda runner: runner.train(first.tensors, first.weight, 1.0))
+        losses = []
         for runner in (self._device, self._reference):
             runner.set_weights(start)
             losses.append([runner.train(b.tensors, b.weight, rate) for b in batches])
@@ -219,12 +227,12 @@ class _Checks:
             faults.append(f"the loss is {ours_losses} instead of {true_losses}")
         return faults
 
-    def _tells(self, start: Float32, batch: _Batch) -> Float32:
-        """1 for each weight whose step tells right from wrong, float32 [d]."""
+    def _tells(self, start: Float32, step: Callable[[Runner], Any]) -> Float32:
+        """1 for each weight whose `step` from `start` tells right from wrong, float32 [d]."""
         if self._gradients is None:
             return np.ones_like(start)
         self._gradients.set_weights(start)
-        self._gradients.train(batch.tensors, batch.weight, 1.0)
+        step(self._gradients)
         gradient = np.abs(self._gradients.get_weights() - start)
         least = _SMALL_IN_MODEL * np.max(gradient)
         parts = self._layout.split(gradient)
