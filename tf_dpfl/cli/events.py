@@ -108,6 +108,8 @@ def _progress_bar() -> Iterator[OnEvent]:
         latest: dict[str, object] = {}  # accuracy and epsilon do not come with every round
 
         def show(event: Event) -> None:
+            if event.get("event") == "checkpoint":
+                return
             if event.get("event") != "round":
                 progress.console.print(_text(event), markup=False, highlight=False)
                 return

@@ -13,6 +13,8 @@ LARGEST_CHECKPOINT_SHARE = 0.05
 class Pace:
     """Times one process's rounds; made when its first round begins.
 
+    `last_checkpoint_s` is what the last checkpoint took, 0 before the first.
+
     Args:
       rounds: how many this process has to compute.
       clock: seconds that never go back.
@@ -23,7 +25,7 @@ class Pace:
         self._clock = clock
         self._began = clock()
         self._checkpoints_s = 0.0
-        self._last_checkpoint_s = 0.0
+        self.last_checkpoint_s = 0.0
 
     def seconds_left(self, rounds_done: int) -> float:
         """At the speed so far, checkpoints and evaluation included; rounds_done >= 1."""
@@ -31,7 +33,7 @@ class Pace:
 
     def allows_checkpoint(self) -> bool:
         """Whether one more stays within the share; always true for the first one."""
-        expected = self._checkpoints_s + self._last_checkpoint_s
+        expected = self._checkpoints_s + self.last_checkpoint_s
         return expected <= LARGEST_CHECKPOINT_SHARE * (self._clock() - self._began)
 
     @contextlib.contextmanager
@@ -39,5 +41,5 @@ class Pace:
         """Times the block as a checkpoint."""
         began = self._clock()
         yield
-        self._last_checkpoint_s = self._clock() - began
-        self._checkpoints_s += self._last_checkpoint_s
+        self.last_checkpoint_s = self._clock() - began
+        self._checkpoints_s += self.last_checkpoint_s

@@ -78,8 +78,8 @@ def simulate(
         takes all randomness from the operating system.
       workers: "host:port" of TFF workers (`dpfl worker`) to compute on. One that
         dies is survived, with the same result, as long as another one answers.
-      on_event: called with {"event": "traced" | "started" | "round" | "worker lost" |
-        "worker found" | "finished", ...}.
+      on_event: called with {"event": "traced" | "started" | "round" | "checkpoint" |
+        "worker lost" | "worker found" | "finished", ...}.
 
     Raises:
       DpflError: a plan, model, data set or folder that cannot be used; no worker
@@ -188,6 +188,8 @@ class _Run:
                 ):
                     with pace.checkpoint():
                         self._release(state, number)
+                    cost = {"seconds": round(pace.last_checkpoint_s, 4)}
+                    self.emit({"event": "checkpoint", "round": number, **cost})
 
     def _round(self, state: Any, number: int) -> tuple[Any, dict[str, Any]]:
         """One round's new state and what is recorded of it."""
