@@ -139,7 +139,8 @@ def _add_task_options(parser: argparse.ArgumentParser) -> None:
         type=_number,
         default=math.inf,
         metavar="E",
-        help="largest epsilon of all its reports against whoever sees them singly (the server)",
+        help="largest epsilon of all its reports against whoever sees them singly (the server), "
+        "for the plan's unit",
     )
     limits.add_argument(
         "--max-central-epsilon",
@@ -153,12 +154,17 @@ def _add_task_options(parser: argparse.ArgumentParser) -> None:
         type=_number,
         default=0.0,
         metavar="Z",
-        help="smallest noise of a round's sum, in clip norms",
+        help="smallest noise of a round's sum (unit example: of a step's sum), in clip norms",
     )
     limits.add_argument(
         "--allow-trusted-server",
         action="store_true",
         help="accept plans in which the server adds the noise",
+    )
+    limits.add_argument(
+        "--only-user-level",
+        action="store_true",
+        help="refuse plans that protect single examples and not this device's data as a whole",
     )
     parser.add_argument(
         "--patience",
@@ -208,6 +214,7 @@ def _limits(arguments: argparse.Namespace) -> Limits:
         max_central_epsilon=arguments.max_central_epsilon,
         min_noise_multiplier=arguments.min_noise_multiplier,
         allow_trusted_server=arguments.allow_trusted_server,
+        only_user_level=arguments.only_user_level,
     )
 
 

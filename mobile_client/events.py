@@ -49,9 +49,10 @@ def sentence(event: Mapping[str, Any]) -> str:
     who = f"device {event['device']}: " if "device" in event else ""
     if kind == "task":
         return (
-            f"{who}task {event['task_id']} verified: noise on the {event['noise']}, "
-            f"multiplier {event['noise_multiplier']:g}; one report costs a local epsilon of "
-            f"{_epsilon(event['local_epsilon_of_one_report'])} (delta {event['delta']:g})"
+            f"{who}task {event['task_id']} verified: unit {event['unit']}, noise on the "
+            f"{event['noise']}, multiplier {event['noise_multiplier']:g}; one report costs a "
+            f"local epsilon of {_epsilon(event['local_epsilon_of_one_report'])} "
+            f"(delta {event['delta']:g})"
         )
     if kind == "enrolled":
         return f"{who}enrolled as {event['device_id']}"

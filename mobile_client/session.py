@@ -36,7 +36,11 @@ from tf_dpfl.protocol.examples import read_examples
 from tf_dpfl.protocol.files import sha256_hex
 from tf_dpfl.protocol.gaussian import local_epsilon
 from tf_dpfl.protocol.manifest import CLIENT_FILE, Manifest, verify_manifest
-from tf_dpfl.protocol.noise import gaussian_noise, noise_stddev_of_share
+from tf_dpfl.protocol.noise import (
+    gaussian_noise,
+    noise_stddev_of_share,
+    noise_stddev_of_sum,
+)
 from tf_dpfl.protocol.tensors import Float32, vector_from_bytes, vector_to_bytes
 from tf_dpfl.protocol.wire import Checkin
 
@@ -93,7 +97,7 @@ class Session:
         """Epsilon of every report charged so far against whoever sees them singly."""
         if self.manifest is None:
             return 0.0
-        return local_epsilon(self.manifest.plan.privacy, reports=self.ledger.count)
+        return local_epsilon(self.manifest.plan, reports=self.ledger.count)
 
 
 @dataclass(frozen=True)
@@ -184,11 +188,12 @@ def _join(session: Session, rim: Rim) -> tuple[Session, Progress]:
     privacy = manifest.plan.privacy
     detail = {
         "task_id": manifest.task_id,
+        "unit": privacy.unit,
         "noise": privacy.noise,
         "noise_multiplier": privacy.calibrated_noise_multiplier,
         "clip_norm": privacy.clip_norm,
         "delta": privacy.delta,
-        "local_epsilon_of_one_report": finite_or_none(local_epsilon(privacy, reports=1)),
+        "local_epsilon_of_one_report": finite_or_none(local_epsilon(manifest.plan, reports=1)),
         "central_epsilon_claimed": manifest.central_epsilon,
     }
     return replace(session, binding=binding, manifest=manifest), Progress("task", detail)
@@ -244,7 +249,7 @@ def _take_part(session: Session, rim: Rim) -> tuple[Session, Progress]:
     if session.ledger.find(answer.round_number) is not None:
         return session, Progress("wait", wait_s=_poll_s(rim, _CHECK_IN_AGAIN_S))
     rim.settings.limits.check_task(manifest)
-    rim.settings.limits.check_reports(manifest.plan.privacy, reports=session.ledger.count + 1)
+    rim.settings.limits.check_reports(manifest.plan, reports=session.ledger.count + 1)
     try:
         weights = _fetch_weights(rim, manifest, answer)
     except Refused as error:
@@ -276,18 +281,27 @@ def _fetch_weights(rim: Rim, manifest: Manifest, answer: Checkin) -> Float32:
 
 
 def _train(rim: Rim, manifest: Manifest, weights: Float32) -> Float32:
-    """This device's report of one round, with fresh noise of its share."""
-    privacy = manifest.plan.privacy
-    stddev = 0.0
-    if privacy.noise == "device":
-        stddev = noise_stddev_of_share(
-            clip_norm=privacy.clip_norm,
-            noise_multiplier=privacy.calibrated_noise_multiplier,
-            smallest_cohort=privacy.smallest_cohort,
-        )
+    """This device's report of one round, with fresh noise: its share, or one draw a step."""
+    privacy, size = manifest.plan.privacy, manifest.layout.size
+    clip_norm, multiplier = privacy.clip_norm, privacy.calibrated_noise_multiplier
     examples = _read_data(rim, manifest)
     trainer = rim.trainers.trainer(manifest, lambda: _client_file(rim.folder))
-    noise = gaussian_noise(manifest.layout.size, stddev=stddev, random_bytes=rim.random_bytes)
+    if privacy.unit == "example":
+        of_step = noise_stddev_of_sum(clip_norm=clip_norm, noise_multiplier=multiplier)
+        return trainer.train_private_steps(
+            weights=weights,
+            examples=examples,
+            draw_noise=lambda: gaussian_noise(size, stddev=of_step, random_bytes=rim.random_bytes),
+            random_bytes=rim.random_bytes,
+        )
+    share = 0.0
+    if privacy.noise == "device":
+        share = noise_stddev_of_share(
+            clip_norm=clip_norm,
+            noise_multiplier=multiplier,
+            smallest_cohort=privacy.smallest_cohort,
+        )
+    noise = gaussian_noise(size, stddev=share, random_bytes=rim.random_bytes)
     return trainer.train_round(
         weights=weights, examples=examples, noise=noise, random_bytes=rim.random_bytes
     )
@@ -296,9 +310,7 @@ def _train(rim: Rim, manifest: Manifest, weights: Float32) -> Float32:
 def _charge(session: Session, rim: Rim) -> tuple[Session, Progress]:
     """Charges the outbox's first report; nothing of it was sent before."""
     number = session.outbox[0]
-    rim.settings.limits.check_reports(
-        _manifest(session).plan.privacy, reports=session.ledger.count + 1
-    )
+    rim.settings.limits.check_reports(_manifest(session).plan, reports=session.ledger.count + 1)
     digest = sha256_hex(rim.folder.load_report(number))
     ledger = session.ledger.charge(round_number=number, sha256=digest)
     rim.folder.save_ledger(ledger)
@@ -310,7 +322,7 @@ def _deliver(session: Session, rim: Rim) -> tuple[Session, Progress]:
     number = session.outbox[0]
     manifest = _manifest(session)
     limits = rim.settings.limits
-    limits.check_reports(manifest.plan.privacy, reports=session.ledger.count)
+    limits.check_reports(manifest.plan, reports=session.ledger.count)
     body = rim.folder.load_report(number)
     session.ledger.charge(round_number=number, sha256=sha256_hex(body))  # the charged bytes
     detail: dict[str, Any] = {"round": number, "bytes": len(body), "outcome": SENT}

@@ -11,6 +11,11 @@ from mobile_client.state import StateFolder
 from tf_dpfl.protocol.errors import StateError
 from tf_dpfl.protocol.gaussian import local_epsilon
 
+_UNITS = {
+    "user": "all examples of this device, any two data sets (replace-one)",
+    "example": "one example of this device, replaced by another (replace-one)",
+}
+
 
 def device_status(state: Path) -> dict[str, Any]:
     """The task, the reports by outcome and the local epsilon of all of them.
@@ -23,8 +28,9 @@ def device_status(state: Path) -> dict[str, Any]:
     if binding is None:
         raise StateError(f"{state}: no device has joined a task here")
     ledger = folder.load_ledger()
-    privacy = folder.load_manifest(binding).plan.privacy
-    epsilon = local_epsilon(privacy, reports=ledger.count)
+    plan = folder.load_manifest(binding).plan
+    privacy = plan.privacy
+    epsilon = local_epsilon(plan, reports=ledger.count)
     return {
         "event": "status",
         "task_id": binding.task_id,
@@ -36,5 +42,5 @@ def device_status(state: Path) -> dict[str, Any]:
         "noise": privacy.noise,
         "local_epsilon": epsilon if math.isfinite(epsilon) else None,
         "delta": privacy.delta,
-        "unit": "all examples of this device, any two data sets (replace-one)",
+        "unit": _UNITS[privacy.unit],
     }

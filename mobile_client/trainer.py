@@ -3,24 +3,28 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
+from mobile_client import probe
 from tf_dpfl.protocol import signatures
 from tf_dpfl.protocol.errors import TaskError
 from tf_dpfl.protocol.examples import Examples
 from tf_dpfl.protocol.interpreter import load_interpreter
 from tf_dpfl.protocol.manifest import CLIENT_FILE, Manifest
-from tf_dpfl.protocol.noise import uniforms
+from tf_dpfl.protocol.noise import gaussian_noise, uniforms
 from tf_dpfl.protocol.tensors import Float32
 
 # Float32 rounding of clipped + noise, relative to what is rounded.
 _ROUNDING = 1e-6
 
-_NEEDED = (signatures.SET_WEIGHTS, signatures.TRAIN, signatures.PRIVATIZE_UPDATE)
+_NEEDED = {
+    "user": (signatures.SET_WEIGHTS, signatures.TRAIN, signatures.PRIVATIZE_UPDATE),
+    "example": (signatures.SET_WEIGHTS, signatures.TRAIN_DP, signatures.GET_WEIGHTS),
+}
 
 
 class Trainer:
@@ -40,12 +44,12 @@ class Trainer:
             present = self._interpreter.get_signature_list()
         except (ValueError, RuntimeError) as error:
             raise TaskError(f"{CLIENT_FILE}: not a usable TFLite file: {error}") from None
-        missing = [name for name in _NEEDED if name not in present]
+        needed = _NEEDED[manifest.plan.privacy.unit]
+        missing = [name for name in needed if name not in present]
         if missing:
             raise TaskError(f"{CLIENT_FILE}: lacks the signatures {', '.join(missing)}")
-        self._set_weights, self._train, self._privatize = (
-            self._interpreter.get_signature_runner(name) for name in _NEEDED
-        )
+        self._run = {name: self._interpreter.get_signature_runner(name) for name in needed}
+        self._probed = False
 
     def train_round(
         self,
@@ -71,38 +75,127 @@ class Trainer:
         Raises:
           TaskError: the file computes something else.
         """
+        rate = np.float32(self._plan.local_training.learning_rate)
         try:
-            size = int(self._set_weights(weights=weights)["size"])
-            self._train_epochs(examples, random_bytes)
-            update: Float32 = self._privatize(
+            self._start_from(weights)
+            for batch in self._batches(examples, random_bytes):
+                self._run[signatures.TRAIN](**batch, learning_rate=rate)
+            update: Float32 = self._run[signatures.PRIVATIZE_UPDATE](
                 initial=weights,
                 clip_norm=np.float32(self._plan.privacy.clip_norm),
                 noise=noise,
             )["update"]
         except (ValueError, RuntimeError, KeyError) as error:
             raise TaskError(f"{CLIENT_FILE}: training failed: {error!r}") from None
-        if size != self._size or update.shape != (self._size,):
-            raise TaskError(
-                f"{CLIENT_FILE}: has {size} weights and an update of shape {update.shape}, "
-                f"the manifest's layout has {self._size}"
-            )
+        self._check_shape(update)
         self._check(update, noise)
         return update
 
-    def _train_epochs(
-        self, examples: Mapping[str, NDArray[Any]], random_bytes: Callable[[int], bytes]
+    def train_private_steps(
+        self,
+        *,
+        weights: Float32,
+        examples: Examples,
+        draw_noise: Callable[[], Float32],
+        random_bytes: Callable[[int], bytes] = os.urandom,
+    ) -> Float32:
+        """This device's report under a plan with unit "example": trained - `weights`.
+
+        Args:
+          weights, examples, random_bytes: as for `train_round`.
+          draw_noise: gives fresh noise of the plan's scale for each step, float32 [d].
+
+        Returns:
+          float32 [d], finite. It is private already: each step clipped its
+          examples' gradients and added noise.
+
+        Raises:
+          TaskError: the file computes something else; before the first training
+            of a file that is tried out (`probe`).
+        """
+        try:
+            self._probe_once(weights, examples, random_bytes)
+            self._start_from(weights)
+            for batch in self._batches(examples, random_bytes):
+                self._private_step(batch, noise=draw_noise())
+            trained: Float32 = self._run[signatures.GET_WEIGHTS]()["weights"]
+        except (ValueError, RuntimeError, KeyError) as error:
+            raise TaskError(f"{CLIENT_FILE}: training failed: {error!r}") from None
+        self._check_shape(trained)
+        update = trained - weights
+        if not np.isfinite(update).all():
+            raise TaskError(
+                f"{CLIENT_FILE}: training has diverged, the update is not finite; nothing is sent"
+            )
+        return update
+
+    def _start_from(self, weights: Float32) -> None:
+        size = int(self._run[signatures.SET_WEIGHTS](weights=weights)["size"])
+        if size != self._size:
+            raise TaskError(
+                f"{CLIENT_FILE}: has {size} weights, the manifest's layout has {self._size}"
+            )
+
+    def _private_step(
+        self,
+        batch: Mapping[str, NDArray[Any]],
+        *,
+        noise: Float32,
+        learning_rate: np.float32 | None = None,
+        clip_norm: np.float32 | None = None,
     ) -> None:
+        """One step of `train_dp`, with the plan's rate and clip norm unless others are given."""
+        if learning_rate is None:
+            learning_rate = np.float32(self._plan.local_training.learning_rate)
+        if clip_norm is None:
+            clip_norm = np.float32(self._plan.privacy.clip_norm)
+        self._run[signatures.TRAIN_DP](
+            **batch, learning_rate=learning_rate, clip_norm=clip_norm, noise=noise
+        )
+
+    def _probe_once(
+        self, weights: Float32, examples: Examples, random_bytes: Callable[[int], bytes]
+    ) -> None:
+        """Tries the file out on this device's first batch, unless it was done."""
+        if self._probed or not probe.measurable(self._plan.local_training.optimizer):
+            return
+
+        def step(batch: Any, rate: np.float32, clip_norm: np.float32, noise: Float32) -> Float32:
+            self._start_from(weights)
+            self._private_step(batch, noise=noise, learning_rate=rate, clip_norm=clip_norm)
+            after: Float32 = self._run[signatures.GET_WEIGHTS]()["weights"]
+            self._check_shape(after)
+            return after
+
+        probe.check_step(
+            step,
+            next(self._batches(examples, random_bytes)),
+            weights=weights,
+            clip_norm=self._plan.privacy.clip_norm,
+            noise=gaussian_noise(self._size, stddev=1.0, random_bytes=random_bytes),
+        )
+        self._probed = True
+
+    def _batches(
+        self, examples: Mapping[str, NDArray[Any]], random_bytes: Callable[[int], bytes]
+    ) -> Iterator[dict[str, NDArray[Any]]]:
         """Stored order, `epochs` times; the last batch is padded with weight 0."""
         training = self._plan.local_training
-        size, rate = training.batch_size, np.float32(training.learning_rate)
-        values = self._interface.random_values
+        size, values = training.batch_size, self._interface.random_values
         count = len(examples[self._interface.target.name])
         for _ in range(training.epochs):
             for start in range(0, count, size):
                 batch = _padded_batch(examples, start, size)
                 if values:
                     batch["random"] = uniforms(size * values, random_bytes).reshape(size, values)
-                self._train(**batch, learning_rate=rate)
+                yield batch
+
+    def _check_shape(self, vector: Float32) -> None:
+        if vector.shape != (self._size,):
+            raise TaskError(
+                f"{CLIENT_FILE}: gives a vector of shape {vector.shape}, the manifest's layout "
+                f"has {self._size} weights"
+            )
 
     def _check(self, update: Float32, noise: Float32) -> None:
         """Raises TaskError unless `update` is finite and bounded around `noise`."""

@@ -8,7 +8,13 @@ from typing import Any
 
 from tf_dpfl.privacy.card import PrivacyCard, privacy_card
 from tf_dpfl.privacy.ledger import Ledger
-from tf_dpfl.privacy.mechanism import GaussianRounds, mechanism_from_json, mechanism_of_plan
+from tf_dpfl.privacy.mechanism import (
+    Mechanism,
+    mechanism_from_json,
+    mechanism_of_plan,
+    require_one_unit,
+)
+from tf_dpfl.protocol.errors import PlanError, TaskError
 from tf_dpfl.protocol.manifest import Manifest
 
 # The claim in a manifest is the same sum over the same rounds, computed by the
@@ -31,25 +37,49 @@ class Budget:
     """Prices rounds of one task. It holds no spending: the store's ledger does.
 
     The limit is the smaller of the operator's `max_epsilon` and the manifest's
-    claim, under which devices agreed to take part.
+    claim, under which devices agreed to take part. Raises TaskError when the
+    manifest's prior spending is of another unit than its plan's.
     """
 
     def __init__(self, manifest: Manifest, *, max_epsilon: float | None):
         self._plan = manifest.plan
+        self._by_example = manifest.plan.privacy.unit == "example"
         self._prior = tuple(mechanism_from_json(entry) for entry in manifest.prior_spending)
         limits = [] if max_epsilon is None else [max_epsilon]
         if manifest.central_epsilon is not None:
             limits.append(manifest.central_epsilon * (1 + _CLAIM_TOLERANCE))
         self._limit = min(limits) if limits else None
+        try:
+            require_one_unit([*self._prior, mechanism_of_plan(self._plan, rounds=1)])
+        except PlanError as error:
+            raise TaskError(f"task {manifest.task_id}: {error}") from None
 
-    def round_cost(self, *, lets_one_displace_another: bool) -> GaussianRounds:
-        """One round's mechanism; see `rounds.lets_one_displace_another` for the dearer one."""
+    def round_cost(
+        self,
+        charges: Sequence[Mapping[str, Any]],
+        *,
+        round_number: int,
+        lets_one_displace_another: bool,
+    ) -> Mechanism:
+        """What releasing round `round_number` costs after `charges`.
+
+        Unit "user": one round, a dearer one where `rounds.lets_one_displace_another`.
+
+        Unit "example": that costs nothing more, for who is invited depends on no
+        example, and being displaced is taking part less often. But every attempt
+        since the last charge counts, failed ones too: a round may have been
+        released because this very client was in it, so only the number of rounds
+        it was invited to, of all attempts, is binomial.
+        """
+        if self._by_example:
+            attempts = round_number - sum(charge["rounds"] for charge in charges)
+            return mechanism_of_plan(self._plan, rounds=attempts)
         cost = mechanism_of_plan(self._plan, rounds=1)
         if lets_one_displace_another:
             cost = replace(cost, noise_multiplier=cost.noise_multiplier / 2)
         return cost
 
-    def epsilon_after(self, charges: Sequence[Mapping[str, Any]], cost: GaussianRounds) -> float:
+    def epsilon_after(self, charges: Sequence[Mapping[str, Any]], cost: Mechanism) -> float:
         """Central epsilon once `cost` is spent on top of `charges` and prior spending.
 
         Raises BudgetError when that is more than the limit.
@@ -69,12 +99,19 @@ class Budget:
 
     def card(self, charges: Sequence[Mapping[str, Any]]) -> PrivacyCard:
         """The card over prior spending and the charged rounds."""
-        usual = self.round_cost(lets_one_displace_another=False)
+        usual = mechanism_of_plan(self._plan, rounds=1)
         spent = [mechanism_from_json(charge) for charge in charges]
-        unusual = tuple(mechanism for mechanism in spent if mechanism != usual)
+        unusual: tuple[Mechanism, ...]
+        if self._by_example:
+            failed = sum(mechanism.rounds for mechanism in spent) - len(spent)
+            unusual = (usual.with_rounds(failed),) if failed else ()
+            done = len(spent)
+        else:
+            unusual = tuple(mechanism for mechanism in spent if mechanism != usual)
+            done = len(spent) - len(unusual)
         return privacy_card(
             self._plan,
-            rounds_done=len(spent) - len(unusual),
+            rounds_done=done,
             prior=(*self._prior, *unusual),
             sampling_enforced_by=_ENFORCED[self._plan.clients.sampling],
         )

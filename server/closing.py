@@ -94,13 +94,16 @@ class Closing:
                 if outcome is not None:
                     return outcome
                 continue
+            charges = self.store.charges()
             cost = self.budget.round_cost(
+                charges,
+                round_number=round_.number,
                 lets_one_displace_another=lets_one_displace_another(
                     invited=invited, reported=reports, reports_per_round=reports_per_round
-                )
+                ),
             )
             try:
-                self.budget.epsilon_after(self.store.charges(), cost)
+                self.budget.epsilon_after(charges, cost)
             except BudgetError as error:
                 outcome = self._abort(round_, reports, str(error), ends_task=True)
                 if outcome is not None:

@@ -267,8 +267,13 @@ class Coordinator:
         try:
             self.manifest.check_validity(self._clock())
             budget = self._closing.budget
-            cost = budget.round_cost(lets_one_displace_another=False)
-            budget.epsilon_after(self._store.charges(), cost)
+            charges = self._store.charges()
+            cost = budget.round_cost(
+                charges,
+                round_number=self._store.last_round_number() + 1,
+                lets_one_displace_another=False,
+            )
+            budget.epsilon_after(charges, cost)
         except (BudgetError, TaskError) as error:
             return str(error)
         return None

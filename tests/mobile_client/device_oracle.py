@@ -2,31 +2,71 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Iterator, Sequence
+
 import numpy as np
 from device_task import CLASSES, SignedTask
 
 
 def train_mlp(weights: np.ndarray, x: np.ndarray, y: np.ndarray, task: SignedTask) -> np.ndarray:
     """The contract's local training in float64 NumPy, for the registry's mlp."""
-    settings = task.manifest.plan.local_training
-    w1, b1, w2, b2 = (
-        t.astype(np.float64) for t in task.manifest.layout.split(weights.astype(np.float32))
-    )
-    velocity = [np.zeros_like(t) for t in (w1, b1, w2, b2)]
+
+    def mean_gradients(tensors: Sequence[np.ndarray], x: np.ndarray, y: np.ndarray) -> np.ndarray:
+        return mlp_gradient(tensors, x, y) / len(y)
+
+    return _train(weights, x, y, task, mean_gradients)
+
+
+def train_mlp_privately(
+    weights: np.ndarray,
+    x: np.ndarray,
+    y: np.ndarray,
+    task: SignedTask,
+    *,
+    noises: Iterator[np.ndarray],
+) -> np.ndarray:
+    """DP-SGD (Abadi et al. 1607.00133), one example at a time; the divisor is the batch size."""
+    clip_norm = task.manifest.plan.privacy.clip_norm
+    size = task.manifest.plan.local_training.batch_size
+
+    def noised(tensors: Sequence[np.ndarray], x: np.ndarray, y: np.ndarray) -> np.ndarray:
+        total = next(noises).astype(np.float64)
+        for i in range(len(y)):
+            gradient = mlp_gradient(tensors, x[i : i + 1], y[i : i + 1])
+            total += gradient * min(1.0, clip_norm / np.linalg.norm(gradient))
+        return total / size
+
+    return _train(weights, x, y, task, noised)
+
+
+def mlp_gradient(tensors: Sequence[np.ndarray], x: np.ndarray, y: np.ndarray) -> np.ndarray:
+    """The flat gradient of the summed loss of the examples."""
+    w1, b1, w2, b2 = tensors
+    flat = x.reshape(-1, w1.shape[0])
+    hidden = flat @ w1 + b1
+    active = np.maximum(hidden, 0)
+    logits = active @ w2 + b2
+    exponent = np.exp(logits - logits.max(1, keepdims=True))
+    delta = exponent / exponent.sum(1, keepdims=True) - np.eye(CLASSES)[y]
+    back = (delta @ w2.T) * (hidden > 0)
+    parts = [flat.T @ back, back.sum(0), active.T @ delta, delta.sum(0)]
+    return np.concatenate([part.ravel() for part in parts])
+
+
+def _train(
+    weights: np.ndarray,
+    x: np.ndarray,
+    y: np.ndarray,
+    task: SignedTask,
+    gradient_of: Callable[[Sequence[np.ndarray], np.ndarray, np.ndarray], np.ndarray],
+) -> np.ndarray:
+    """Stored order, `epochs` times, with sgd or momentum."""
+    settings, layout = task.manifest.plan.local_training, task.manifest.layout
+    momentum = settings.momentum if settings.optimizer == "momentum" else 0.0
+    current, velocity = weights.astype(np.float64), np.zeros(len(weights))
     for _ in range(settings.epochs):
         for start in range(0, len(y), settings.batch_size):
-            part_x = x[start : start + settings.batch_size].reshape(-1, w1.shape[0])
-            part_y = y[start : start + settings.batch_size]
-            hidden = part_x @ w1 + b1
-            active = np.maximum(hidden, 0)
-            logits = active @ w2 + b2
-            exponent = np.exp(logits - logits.max(1, keepdims=True))
-            delta = exponent / exponent.sum(1, keepdims=True) - np.eye(CLASSES)[part_y]
-            delta /= len(part_y)
-            back = (delta @ w2.T) * (hidden > 0)
-            gradients = [part_x.T @ back, back.sum(0), active.T @ delta, delta.sum(0)]
-            for i, (tensor, gradient) in enumerate(zip((w1, b1, w2, b2), gradients)):
-                momentum = settings.momentum if settings.optimizer == "momentum" else 0.0
-                velocity[i] = momentum * velocity[i] + gradient
-                tensor -= settings.learning_rate * velocity[i]
-    return np.concatenate([t.ravel() for t in (w1, b1, w2, b2)])
+            part = slice(start, start + settings.batch_size)
+            velocity = momentum * velocity + gradient_of(layout.split(current), x[part], y[part])
+            current = current - settings.learning_rate * velocity
+    return current

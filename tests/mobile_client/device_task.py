@@ -18,6 +18,7 @@ from tf_dpfl.protocol.manifest import (
     PUBLIC_KEY_FILE,
     SIGNATURE_FILE,
     WEIGHTS_FILE,
+    DpMethod,
     FileDigest,
     Manifest,
     manifest_to_bytes,
@@ -27,8 +28,15 @@ from tf_dpfl.protocol.plan import Plan, plan_from_dict
 from tf_dpfl.protocol.signing import public_key_hex
 from tf_dpfl.protocol.tensors import TensorLayout, vector_to_bytes
 
-# Client files: the first part is the registry's model, the second the optimizer.
-SHAPES = {"mlp": (8, 8, 1), "mlp-momentum": (8, 8, 1), "cnn": (28, 28, 1)}
+# Client files: the first part is the registry's model; the others name the optimizer and
+# the unit where they are not sgd and "user".
+SHAPES = {
+    "mlp": (8, 8, 1),
+    "mlp-momentum": (8, 8, 1),
+    "cnn": (28, 28, 1),
+    "mlp-example": (8, 8, 1),
+    "mlp-momentum-example": (8, 8, 1),
+}
 CLASSES = 10
 EXAMPLES = 20
 KERAS_CONTENT = b"not sent to devices"
@@ -36,6 +44,7 @@ KERAS_CONTENT = b"not sent to devices"
 
 def plan_of(model: str, *, clients: dict[str, Any] | None = None, **privacy: Any) -> Plan:
     """A plan with 3 batches of 8 per epoch, the last one padded."""
+    by_example = {"unit": "example", "delta": 5e-4} if model.endswith("-example") else {}
     return plan_from_dict(
         {
             "version": 1,
@@ -52,13 +61,14 @@ def plan_of(model: str, *, clients: dict[str, Any] | None = None, **privacy: Any
                 "epochs": 2,
                 "batch_size": 8,
                 "learning_rate": 0.1,
-                "optimizer": "momentum" if model.endswith("-momentum") else "sgd",
+                "optimizer": "momentum" if "-momentum" in model else "sgd",
             },
             "privacy": {
                 "clip_norm": 0.5,
                 "delta": 1e-3,
                 "smallest_cohort": 2,
                 "noise_multiplier": 2.0,
+                **by_example,
                 **privacy,
             },
             "server": {"rounds": 3},
@@ -118,6 +128,7 @@ def sign_task(
         valid_from_s=now - 60,
         valid_until_s=now + 3600,
         central_epsilon=4.0,
+        dp_method=DpMethod("one_pass", "a test") if model.endswith("-example") else None,
     )
     manifest = replace(manifest, **changes)
     raw = manifest_to_bytes(manifest)

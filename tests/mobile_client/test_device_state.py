@@ -155,11 +155,11 @@ def test_status_tells_what_was_sent_and_what_it_cost(bench: Bench) -> None:
     bench.run(until="report")
     bench.run(until="charged")
     status = device_status(bench.state)
-    privacy = bench.server.task.manifest.plan.privacy
+    plan = bench.server.task.manifest.plan
     assert status["reports_charged"] == 2
     assert (status["reports_sent"], status["reports_unsettled"]) == (1, 1)
-    assert status["local_epsilon"] == local_epsilon(privacy, reports=2)
-    assert status["delta"] == privacy.delta
+    assert status["local_epsilon"] == local_epsilon(plan, reports=2)
+    assert status["delta"] == plan.privacy.delta
     assert status["task_id"] == bench.server.task.manifest.task_id
 
 

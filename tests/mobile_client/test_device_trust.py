@@ -140,11 +140,11 @@ def test_each_own_limit_stops_the_device_before_training(
 
 
 def test_limits_that_are_just_met_let_the_device_take_part(bench: Bench) -> None:
-    privacy = bench.server.task.manifest.plan.privacy
+    plan = bench.server.task.manifest.plan
     bench.limit(
         max_central_epsilon=4.0,
         min_noise_multiplier=2.0,
-        max_local_epsilon=local_epsilon(privacy, reports=3),
+        max_local_epsilon=local_epsilon(plan, reports=3),
     )
     assert bench.run().ledger.outcomes("sent") == 3
 
@@ -172,8 +172,8 @@ def test_noise_left_to_the_server_is_refused_unless_allowed(
 
 def test_the_last_report_the_local_limit_allows_is_the_last_one_sent(bench: Bench) -> None:
     """K reports of noise s compose to one of s / sqrt(k), so 2 cost more than 1."""
-    privacy = bench.server.task.manifest.plan.privacy
-    two, three = (local_epsilon(privacy, reports=k) for k in (2, 3))
+    plan = bench.server.task.manifest.plan
+    two, three = (local_epsilon(plan, reports=k) for k in (2, 3))
     assert two < three
     bench.limit(max_local_epsilon=(two + three) / 2)
     with pytest.raises(BudgetError, match="report number 3"):

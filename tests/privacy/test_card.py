@@ -9,7 +9,12 @@ from privacy_plans import small_plan
 
 from tf_dpfl.privacy.accounting import central_epsilon
 from tf_dpfl.privacy.card import CARD_VERSION, privacy_card
-from tf_dpfl.privacy.mechanism import GaussianRounds, mechanism_from_json, mechanism_of_plan
+from tf_dpfl.privacy.mechanism import (
+    ExampleGaussianEpochs,
+    GaussianRounds,
+    mechanism_from_json,
+    mechanism_of_plan,
+)
 from tf_dpfl.protocol.errors import PlanError
 from tf_dpfl.protocol.gaussian import gaussian_epsilon, local_epsilon
 
@@ -39,6 +44,7 @@ PLANS = {
     "fixed": small_plan(clients={"sampling": "fixed"}),
     "no noise": small_plan(privacy={"noise_multiplier": 0}),
     "everyone": small_plan(clients={"clients_per_round": 1000}),
+    "example": small_plan(privacy={"unit": "example"}, local_training={"epochs": 2}),
 }
 
 
@@ -61,13 +67,14 @@ def test_no_epsilon_stands_without_its_terms(plan, rounds_done):
 
 @pytest.mark.parametrize("plan", PLANS.values(), ids=PLANS)
 def test_every_epsilon_of_the_text_stands_in_a_paragraph_with_its_terms(plan):
+    unit = f"unit: {plan.privacy.unit}"
     paragraphs = card_of(plan).to_text().split("\n\n")
     spoken = [p for p in paragraphs if re.search(r"\bepsilon (\d|inf)", p)]
     assert len(spoken) >= 2
     for paragraph in spoken:
         flat = " ".join(paragraph.split())
         assert flat.startswith("Against ")
-        for term in ("at delta 1e-05", "unit: user", "adjacency: ", "sampling: "):
+        for term in ("at delta 1e-05", unit, "adjacency: ", "sampling: "):
             assert term in flat
 
 
@@ -101,7 +108,7 @@ def test_the_local_column_is_one_share_against_twice_the_clip_norm():
     every = gaussian_epsilon(noise_multiplier=share, delta=1e-5, reports=20)
     assert local["epsilon_one_report"] == pytest.approx(one)
     assert local["epsilon_all_reports"] == pytest.approx(every)
-    assert local["epsilon_one_report"] == local_epsilon(plan.privacy, reports=1)
+    assert local["epsilon_one_report"] == local_epsilon(plan, reports=1)
     assert local["reports"] == 20
     assert "replace-one" in local["adjacency"] and "none" in local["sampling"]
 
@@ -121,6 +128,7 @@ def test_noise_on_the_server_gives_no_local_epsilon():
         ("server", "add-or-remove-one"),
         ("fixed", "zero-out"),
         ("everyone", "zero-out"),
+        ("example", "zero-out"),
     ],
 )
 def test_the_adjacency_is_the_one_that_holds(name, relation):
@@ -177,8 +185,10 @@ def test_a_chosen_seed_voids_the_guarantee_in_words():
 
 def test_what_is_not_covered_is_said():
     covered = {name: " ".join(card_of(plan).not_covered) for name, plan in PLANS.items()}
-    for text in covered.values():
-        assert "settings" in text and "number of reports" in text and "floating-point" in text
+    for name, text in covered.items():
+        assert "settings" in text and "floating-point" in text
+        assert ("number of reports" in text) == (name != "example")
+        assert ("whole data set, which is NOT protected" in text) == (name == "example")
     assert "grows with the number of reports" in covered["device"]
     assert "grows with the number of reports" not in covered["server"]
 
@@ -232,3 +242,39 @@ def test_an_uncalibrated_plan_has_no_card():
 def test_the_text_fits_a_terminal():
     for plan in PLANS.values():
         assert all(len(line) <= 100 for line in card_of(plan).to_text().splitlines())
+
+
+def test_a_card_of_examples_says_what_one_example_gets_and_a_client_does_not():
+    plan = PLANS["example"]
+    card = card_of(plan, rounds_done=5)
+    tree = card.to_json()
+    assert tree["unit"] == "example" and tree["noise"] == "device"
+    for column in (tree["central"], tree["central"]["if_cohorts_are_known"], tree["local"]):
+        assert column["unit"].startswith("example (one example of one ")
+    assert tree["central"]["epsilon"] == central_epsilon(
+        [ExampleGaussianEpochs(1.0, "poisson", 0.05, 5, 2)], delta=1e-5
+    )
+    known = tree["central"]["if_cohorts_are_known"]["epsilon"]
+    assert known == pytest.approx(gaussian_epsilon(noise_multiplier=1.0, delta=1e-5, reports=10))
+    assert tree["central"]["epsilon"] <= tree["central"]["epsilon_by_rdp"] < known
+    local = tree["local"]
+    assert local["epsilon_one_report"] == gaussian_epsilon(
+        noise_multiplier=0.5, delta=1e-5, reports=2
+    )
+    assert local["epsilon_all_reports"] == local_epsilon(plan, reports=20)
+    assert "one example of the device is another one" in local["adjacency"]
+    text = in_one_line(card)
+    for part in (
+        "each local step of a client clips each example's gradient to norm 0.5",
+        "Gaussian noise of 1 clip norms",
+        "nothing is assumed to be sampled inside a client",
+        "n examples of one client are protected together at most by group privacy",
+        "drawn more often than others",
+    ):
+        assert part in text
+    assert "share" not in text and "update" not in text
+
+
+def test_a_card_of_examples_does_not_go_on_from_spending_on_users():
+    with pytest.raises(PlanError, match="units example and user"):
+        card_of(PLANS["example"], prior=(GaussianRounds(1.0, "poisson", 0.05, 1),))

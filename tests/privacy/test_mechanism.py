@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 from privacy_plans import small_plan
 
 from tf_dpfl.privacy.mechanism import (
+    ExampleGaussianEpochs,
     GaussianRounds,
     mechanism_from_json,
     mechanism_of_plan,
@@ -18,6 +19,7 @@ from tf_dpfl.privacy.mechanism import (
 from tf_dpfl.protocol.errors import PlanError, TaskError
 
 ONE = GaussianRounds(1.25, "poisson", 0.1, 7)
+EPOCHS = ExampleGaussianEpochs(1.25, "poisson", 0.1, 7, 2)
 
 
 @given(
@@ -30,6 +32,32 @@ def test_a_mechanism_survives_a_trip_through_json(noise, sampling, probability, 
     mechanism = GaussianRounds(noise, sampling, probability, rounds)
     raw = json.dumps(mechanism.to_json(), allow_nan=False)
     assert mechanism_from_json(json.loads(raw)) == mechanism
+
+
+@given(noise=st.floats(0, 1e300), rounds=st.integers(0, 10**9), epochs=st.integers(1, 10**4))
+def test_epochs_of_examples_survive_a_trip_through_json(noise, rounds, epochs):
+    mechanism = ExampleGaussianEpochs(noise, "fixed", 0.25, rounds, epochs)
+    raw = json.dumps(mechanism.to_json(), allow_nan=False)
+    assert mechanism_from_json(json.loads(raw)) == mechanism
+    assert json.loads(raw)["kind"] == "example_gaussian_epochs"
+
+
+@pytest.mark.parametrize("value", [0, -1, 1.0, math.nan, True, "3", None, 10**4 + 1])
+def test_epochs_out_of_range_are_refused(value):
+    with pytest.raises(ValueError, match="epochs"):
+        replace(EPOCHS, epochs=value)
+    with pytest.raises(TaskError, match="epochs"):
+        mechanism_from_json({**EPOCHS.to_json(), "epochs": value})
+
+
+def test_one_kind_is_not_read_as_another():
+    without = {key: value for key, value in EPOCHS.to_json().items() if key != "epochs"}
+    with pytest.raises(TaskError, match="keys"):
+        mechanism_from_json(without)
+    with pytest.raises(TaskError, match="keys"):
+        mechanism_from_json({**EPOCHS.to_json(), "kind": "gaussian_rounds"})
+    like = GaussianRounds(EPOCHS.noise_multiplier, "poisson", 0.1, 7)
+    assert like != EPOCHS and merge_consecutive([like, EPOCHS]) == (like, EPOCHS)
 
 
 def test_a_mechanism_is_frozen():

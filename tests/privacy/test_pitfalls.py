@@ -54,7 +54,7 @@ def test_example_counts_and_reports_that_came_have_no_say_in_the_mechanism():
 def test_local_privacy_is_composed_and_tied_to_the_clip_norm():
     """Pitfall 4: no composition, and a sensitivity that is not the clip norm's."""
     small, large = (
-        small_plan(privacy={"clip_norm": c, "noise_multiplier": 10.0}).privacy for c in (0.5, 5.0)
+        small_plan(privacy={"clip_norm": c, "noise_multiplier": 10.0}) for c in (0.5, 5.0)
     )
     # The noise follows the clip norm, so epsilon does not depend on it...
     assert local_epsilon(small, reports=3) == pytest.approx(local_epsilon(large, reports=3))

@@ -108,22 +108,20 @@ def test_values_out_of_range_are_refused(broken):
 
 
 def test_a_devices_local_epsilon_is_of_its_share_at_twice_the_clip_norm():
-    privacy = plan_from_dict(
-        plan_tree(privacy={"noise_multiplier": 40.0, "smallest_cohort": 25})
-    ).privacy
+    plan = plan_from_dict(plan_tree(privacy={"noise_multiplier": 40.0, "smallest_cohort": 25}))
     # A share of 40 C / sqrt(25) = 8 C against a sensitivity of 2 C.
     expected = gaussian_epsilon(noise_multiplier=4.0, delta=1e-5, reports=7)
-    assert math.isclose(local_epsilon(privacy, reports=7), expected, rel_tol=1e-9)
-    assert local_epsilon(privacy, reports=0) == 0
+    assert math.isclose(local_epsilon(plan, reports=7), expected, rel_tol=1e-9)
+    assert local_epsilon(plan, reports=0) == 0
 
 
 def test_noise_on_the_server_protects_nobody_from_the_server():
-    privacy = plan_from_dict(plan_tree(privacy={"noise": "server"})).privacy
-    assert local_epsilon(privacy, reports=1) == math.inf
-    assert local_epsilon(privacy, reports=0) == 0
+    plan = plan_from_dict(plan_tree(privacy={"noise": "server"}))
+    assert local_epsilon(plan, reports=1) == math.inf
+    assert local_epsilon(plan, reports=0) == 0
 
 
 def test_an_uncalibrated_plan_has_no_local_epsilon_yet():
     tree = plan_tree(privacy={"noise_multiplier": None, "target_epsilon": 2.0})
     with pytest.raises(PlanError, match="calibrate_plan"):
-        local_epsilon(plan_from_dict(tree).privacy, reports=1)
+        local_epsilon(plan_from_dict(tree), reports=1)

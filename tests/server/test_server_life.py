@@ -219,7 +219,7 @@ def test_the_budget_stops_the_task_before_devices_train_in_vain(tmp_path: Path) 
     from server.budget import Budget
 
     budget = Budget(manifest, max_epsilon=None)
-    cost = budget.round_cost(lets_one_displace_another=False).to_json()
+    cost = budget.round_cost([], round_number=1, lets_one_displace_another=False).to_json()
     limit = (budget.epsilon_of([cost] * 2) + budget.epsilon_of([cost] * 3)) / 2
     options = ("--tokens", "4", "--start-when", "4", "--max-epsilon", str(limit))
     with running(

@@ -81,10 +81,16 @@ def test_a_report_that_displaces_another_is_charged_with_half_the_noise(tmp_path
     assert not lets_one_displace_another(invited=5, reported=3, reports_per_round=4)
     manifest = make_task(tmp_path / "task", make_plan(privacy__noise_multiplier=4.0))
     budget = Budget(manifest, max_epsilon=None)
-    assert budget.round_cost(lets_one_displace_another=False).noise_multiplier == 4.0
-    assert budget.round_cost(lets_one_displace_another=True).noise_multiplier == 2.0
-    dear = budget.round_cost(lets_one_displace_another=True).to_json()
-    usual = budget.round_cost(lets_one_displace_another=False).to_json()
+    assert (
+        budget.round_cost([], round_number=1, lets_one_displace_another=False).noise_multiplier
+        == 4.0
+    )
+    assert (
+        budget.round_cost([], round_number=1, lets_one_displace_another=True).noise_multiplier
+        == 2.0
+    )
+    dear = budget.round_cost([], round_number=1, lets_one_displace_another=True).to_json()
+    usual = budget.round_cost([], round_number=1, lets_one_displace_another=False).to_json()
     assert budget.epsilon_of([dear]) > budget.epsilon_of([usual]) > 0
 
 
@@ -92,7 +98,7 @@ def test_the_limit_is_the_smaller_of_the_operators_and_the_manifests(tmp_path) -
     plan = make_plan(privacy__noise_multiplier=4.0)
     manifest = make_task(tmp_path / "free", plan)
     free = Budget(manifest, max_epsilon=None)
-    cost = free.round_cost(lets_one_displace_another=False)
+    cost = free.round_cost([], round_number=1, lets_one_displace_another=False)
     one = free.epsilon_after([], cost)
     assert 0 < one < math.inf
     claimed = make_task(tmp_path / "claimed", plan, central_epsilon=one)
@@ -109,7 +115,7 @@ def test_the_limit_is_the_smaller_of_the_operators_and_the_manifests(tmp_path) -
 def test_prior_spending_counts_against_the_budget(tmp_path) -> None:
     plan = make_plan(privacy__noise_multiplier=4.0)
     cost = Budget(make_task(tmp_path / "a", plan), max_epsilon=None).round_cost(
-        lets_one_displace_another=False
+        [], round_number=1, lets_one_displace_another=False
     )
     later = Budget(
         make_task(tmp_path / "b", plan, prior_spending=(cost.to_json(),)), max_epsilon=None

@@ -68,14 +68,16 @@ def run(args: argparse.Namespace) -> None:
             classes=data.outputs,
             valid_for_days=args.valid_for_days,
         )
+    event = {
+        "event": "task written",
+        "folder": str(args.out),
+        "task_id": manifest.task_id,
+        "client_bytes": manifest.files[CLIENT_FILE].size,
+        "central_epsilon": manifest.central_epsilon,
+        "public_key": (args.out / PUBLIC_KEY_FILE).read_text().strip(),
+    }
+    method = manifest.dp_method
+    if method is not None:
+        event |= {"dp_method": method.name, "dp_method_reason": method.reason}
     with shown_events(as_json=args.json) as show:
-        show(
-            {
-                "event": "task written",
-                "folder": str(args.out),
-                "task_id": manifest.task_id,
-                "client_bytes": manifest.files[CLIENT_FILE].size,
-                "central_epsilon": manifest.central_epsilon,
-                "public_key": (args.out / PUBLIC_KEY_FILE).read_text().strip(),
-            }
-        )
+        show(event)

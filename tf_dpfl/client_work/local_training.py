@@ -3,11 +3,29 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import dataclass
 
 import tensorflow as tf
 
 from tf_dpfl.client_work.computation import Batch, ClientComputation
 from tf_dpfl.protocol.plan import LocalTraining
+
+StepValues = Callable[[tf.Tensor], tf.Tensor]
+"""The values for step number i (int32 []) of one client's training, counted over all epochs."""
+
+
+@dataclass(frozen=True)
+class PrivateSteps:
+    """Steps of DP-SGD in place of plain ones.
+
+    Attributes:
+      clip_norm: float32 [], the largest norm of one example's gradient.
+      noise: float32 [d] for each step, of the standard deviation on the sum of the
+        clipped gradients; independent between steps.
+    """
+
+    clip_norm: tf.Tensor
+    noise: StepValues
 
 
 def train_locally(
@@ -16,7 +34,8 @@ def train_locally(
     count: tf.Tensor,
     *,
     settings: LocalTraining,
-    random: Callable[[tf.Tensor], tf.Tensor] | None = None,
+    random: StepValues | None = None,
+    private: PrivateSteps | None = None,
 ) -> None:
     """Trains on the first `count` examples in stored order, `settings.epochs` times.
 
@@ -28,8 +47,9 @@ def train_locally(
         multiple of the batch size.
       count: int32 [], number of real examples, 0 to n.
       settings: the plan's section.
-      random: the uniforms of step number i (int32 []), float32 [batch_size,
-        random_values]; needed by models with random layers.
+      random: uniforms, float32 [batch_size, random_values]; needed by models with
+        random layers.
+      private: makes every step one of DP-SGD.
     """
     size = settings.batch_size
     learning_rate = tf.constant(settings.learning_rate, tf.float32)
@@ -43,8 +63,13 @@ def train_locally(
         }
         weight = tf.cast(start + tf.range(size) < count, tf.float32)
         uniforms = None if random is None else random(index)
-        loss = computation.train_batch(batch, weight, learning_rate, uniforms)
-        with tf.control_dependencies([loss]):
+        if private is None:
+            done = computation.train_batch(batch, weight, learning_rate, uniforms)
+        else:
+            done = computation.train_dp_batch(
+                batch, weight, learning_rate, private.clip_norm, private.noise(index), uniforms
+            )
+        with tf.control_dependencies([done]):
             return (index + 1,)
 
     tf.while_loop(

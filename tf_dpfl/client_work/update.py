@@ -39,6 +39,11 @@ def is_finite_update(update: tf.Tensor) -> tf.Tensor:
     return sum_of_squares(update) < update.dtype.max
 
 
+def finite_or_zero(update: tf.Tensor) -> tf.Tensor:
+    """`update` (float32 [d]), or zeros when it is not finite."""
+    return tf.where(is_finite_update(update), update, 0.0)
+
+
 def clip_by_global_norm(update: tf.Tensor, clip_norm: tf.Tensor) -> tf.Tensor:
     """Scales `update` (float32 [d]) to L2 norm at most `clip_norm` (float32 []).
 

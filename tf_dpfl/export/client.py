@@ -15,6 +15,7 @@ from tf_dpfl.export.layers import layer_of_op, refuse_ops_without_gradient
 from tf_dpfl.protocol import signatures
 from tf_dpfl.protocol.errors import ExportError
 from tf_dpfl.protocol.interface import ExampleInterface, ExampleTensor
+from tf_dpfl.protocol.manifest import DpMethod
 from tf_dpfl.protocol.plan import Plan
 
 
@@ -47,6 +48,23 @@ def build_client_tflite(
     except UnsupportedOpError as error:
         raise ExportError(f"{layer_of_op(model, error.op_name)}: {error}") from None
     return convert(computation, functions, model=model, variables_change=True)
+
+
+def dp_method_of(model: tf.keras.Model, plan: Plan) -> DpMethod | None:
+    """How `train_dp` of the file will clip, and why; None for files without it.
+
+    Raises as `build_client_tflite`.
+    """
+    if signatures.TRAIN_DP not in signatures.of_unit(plan.privacy.unit):
+        return None
+    rules = op_gradients()
+    computation = ClientComputation(model, plan.local_training, op_gradients=rules)
+    refuse_ops_without_gradient(model, rules)
+    try:
+        method = computation.choose_dp_method()
+    except UnsupportedOpError as error:
+        raise ExportError(f"{layer_of_op(model, error.op_name)}: {error}") from None
+    return DpMethod(method.name, method.reason)
 
 
 def _signatures(computation: ClientComputation, plan: Plan) -> dict[str, Any]:

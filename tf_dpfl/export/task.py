@@ -18,7 +18,7 @@ from models.registry import build_model
 from models.validate import validate_model
 from tf_dpfl.client_work.computation import layout_of
 from tf_dpfl.client_work.interface import interface_of
-from tf_dpfl.export.client import build_client_tflite
+from tf_dpfl.export.client import build_client_tflite, dp_method_of
 from tf_dpfl.export.folders import (
     CARD_FILE,
     MODEL_FILE,
@@ -31,7 +31,7 @@ from tf_dpfl.export.folders import (
 from tf_dpfl.export.verify import verify_client_tflite
 from tf_dpfl.privacy.accounting import central_epsilon
 from tf_dpfl.privacy.calibration import calibrate_plan
-from tf_dpfl.privacy.mechanism import GaussianRounds, mechanism_from_json, mechanism_of_plan
+from tf_dpfl.privacy.mechanism import Mechanism, mechanism_from_json, mechanism_of_plan
 from tf_dpfl.protocol import manifest as names
 from tf_dpfl.protocol import signing
 from tf_dpfl.protocol.errors import ExportError, StateError, TaskError
@@ -50,7 +50,7 @@ class _Source:
 
     plan: Plan
     model: tf.keras.Model
-    prior: tuple[GaussianRounds, ...]
+    prior: tuple[Mechanism, ...]
 
 
 def export_client(
@@ -89,7 +89,8 @@ def export_client(
     Raises:
       ExportError: the model cannot be exported, or arguments that do not fit.
       ModelError: the model cannot be trained privately; names every layer.
-      PlanError: an override does not fit.
+      PlanError: an override does not fit; another privacy.unit than the run's
+        is one of them.
       StateError: files of the run are missing or broken, or `out` is in use.
     """
     if not 0 < valid_for_days <= _LONGEST_VALIDITY_DAYS:
@@ -107,7 +108,9 @@ def export_client(
     interface = interface_of(source.model, source.plan.local_training)
     require_keepable(source.model)
     plan = calibrate_plan(source.plan)
-    content = build_client_tflite(source.model, plan)
+    claim = _central_epsilon(plan, source.prior)
+    method = dp_method_of(source.model, plan)
+    content = build_client_tflite(source.model, plan, dp_method=method.name if method else None)
     verify_client_tflite(content, source.model, plan)
 
     layout = layout_of(source.model)
@@ -126,8 +129,9 @@ def export_client(
         files={name: FileDigest.of(data) for name, data in files.items()},
         valid_from_s=now_s,
         valid_until_s=now_s + math.ceil(valid_for_days * _SECONDS_PER_DAY),
-        central_epsilon=_central_epsilon(plan, source.prior),
+        central_epsilon=claim,
         prior_spending=tuple(mechanism.to_json() for mechanism in source.prior),
+        dp_method=method,
     )
     key = signing.load_or_create_key(signing_key)
     raw = manifest_to_bytes(manifest)
@@ -172,7 +176,7 @@ def keras_bytes(model: tf.keras.Model) -> bytes:
         return path.read_bytes()
 
 
-def _central_epsilon(plan: Plan, prior: Sequence[GaussianRounds]) -> float | None:
+def _central_epsilon(plan: Plan, prior: Sequence[Mechanism]) -> float | None:
     """Epsilon once all rounds are done, on top of `prior`; None when infinite."""
     spending = [*prior, mechanism_of_plan(plan, rounds=plan.server.rounds)]
     epsilon = central_epsilon(spending, delta=plan.privacy.delta)

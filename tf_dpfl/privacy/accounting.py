@@ -9,6 +9,8 @@
     of fixed size, the Renyi bound of sampling without replacement under
     replace-one (Wang et al. 1808.00087, theorem 27) is tried too. It implies
     zero-out, so the smaller of the two holds under zero-out.
+  * Rounds of DP-SGD inside the clients have the unit "example": see
+    `accounting_examples`. They do not mix with rounds of the unit "user".
   * Lists compose, whatever is mixed; every step rounds upwards.
 """
 
@@ -22,7 +24,15 @@ from functools import lru_cache
 from importlib import metadata
 from typing import Any
 
-from tf_dpfl.privacy.mechanism import FIXED, POISSON, GaussianRounds
+from tf_dpfl.privacy.accounting_examples import example_epsilon, example_renyi, log_of_mixture
+from tf_dpfl.privacy.mechanism import (
+    FIXED,
+    POISSON,
+    ExampleGaussianEpochs,
+    GaussianRounds,
+    Mechanism,
+    require_one_unit,
+)
 from tf_dpfl.protocol.gaussian import gaussian_epsilon
 
 PLD = "pld"
@@ -65,8 +75,8 @@ class CentralEpsilon:
     """An epsilon and what it rests on.
 
     `relation` is the neighbouring relation under which it holds: "zero-out"
-    (one user's updates are replaced by zero, whenever it takes part) or
-    "add-or-remove-one". `method` names the bound that gave the number.
+    (one user's updates, or one example's gradients, are replaced by zero, wherever
+    they take part) or "add-or-remove-one". `method` names the bound that gave the number.
     """
 
     epsilon: float
@@ -74,15 +84,13 @@ class CentralEpsilon:
     method: str
 
 
-def central_epsilon(
-    spending: Sequence[GaussianRounds], *, delta: float, accountant: str = PLD
-) -> float:
+def central_epsilon(spending: Sequence[Mechanism], *, delta: float, accountant: str = PLD) -> float:
     """Epsilon of everything in `spending` together; see `account`."""
     return account(spending, delta=delta, accountant=accountant).epsilon
 
 
 def account(
-    spending: Sequence[GaussianRounds], *, delta: float, accountant: str = PLD
+    spending: Sequence[Mechanism], *, delta: float, accountant: str = PLD
 ) -> CentralEpsilon:
     """The smallest epsilon this module can prove for all of `spending`.
 
@@ -94,22 +102,27 @@ def account(
     Returns:
       epsilon >= 0; 0 without rounds, infinity when any round has no noise.
 
-    Raises ValueError on another delta or accountant.
+    Raises ValueError on another delta or accountant, PlanError when `spending`
+    mixes units.
     """
     if not 0 < delta < 1:
         raise ValueError(f"delta={delta!r} must be in (0, 1)")
     if accountant not in (PLD, RDP):
         raise ValueError(f'accountant={accountant!r} must be "pld" or "rdp"')
+    require_one_unit(spending)
     merged = _merge(spending)
-    relation = ADD_OR_REMOVE if all(m.sampling != FIXED for m in merged) else ZERO_OUT
+    examples = tuple(m for m in merged if isinstance(m, ExampleGaussianEpochs))
+    users = tuple(m for m in merged if isinstance(m, GaussianRounds))
+    add_or_remove = not examples and all(m.sampling != FIXED for m in users)
+    relation = ADD_OR_REMOVE if add_or_remove else ZERO_OUT
     if not merged:
         return CentralEpsilon(0.0, relation, "nothing released")
     if any(m.noise_multiplier < _SMALLEST_NOISE for m in merged):
         return CentralEpsilon(math.inf, relation, "no noise")
-    merged = tuple(
-        replace(m, noise_multiplier=min(m.noise_multiplier, _LARGEST_NOISE)) for m in merged
-    )
-    candidates = _candidates(merged, delta, accountant)
+    if examples:
+        candidates = [_example_candidate(examples, delta, accountant)]
+    else:
+        candidates = _candidates(users, delta, accountant)
     epsilon, method = min(candidates, key=lambda candidate: candidate[0])
     return CentralEpsilon(epsilon, relation, method)
 
@@ -119,13 +132,23 @@ def accountant_versions() -> str:
     return f"dp_accounting {metadata.version('dp-accounting')}"
 
 
-def _merge(spending: Sequence[GaussianRounds]) -> tuple[GaussianRounds, ...]:
+def _merge(spending: Sequence[Mechanism]) -> tuple[Mechanism, ...]:
     """Equal mechanisms as one: the order of composition does not matter."""
-    rounds: dict[GaussianRounds, int] = {}
+    rounds: dict[Mechanism, int] = {}
     for mechanism in spending:
-        one = mechanism.with_rounds(1)
+        noise = min(mechanism.noise_multiplier, _LARGEST_NOISE)
+        one = replace(mechanism, noise_multiplier=noise, rounds=1)
         rounds[one] = rounds.get(one, 0) + mechanism.rounds
     return tuple(one.with_rounds(n) for one, n in rounds.items() if n)
+
+
+def _example_candidate(
+    merged: tuple[ExampleGaussianEpochs, ...], delta: float, accountant: str
+) -> tuple[float, str]:
+    if accountant == RDP:
+        vectors = [example_renyi(m, _ORDERS) for m in merged]
+        return _rdp_epsilon(_ORDERS, vectors, merged, delta), "RDP"
+    return example_epsilon(merged, delta=delta), "Gaussian closed form, mixed over participation"
 
 
 def _candidates(
@@ -210,7 +233,7 @@ class _Scale:
         z, q = mechanism.noise_multiplier, mechanism.sampling_probability
         # dp_accounting keeps losses within 10 standard deviations of the noise.
         unsampled = 10 / z + 0.5 / z**2
-        largest = _sampled_loss(unsampled, q)
+        largest = log_of_mixture(unsampled, q)
         # Under the smaller distribution: the root of the chi-square divergence.
         deviation = min(largest, q * math.sqrt(math.expm1(min(1 / z**2, 500.0))))
         typical = max(deviation, math.sqrt(q) * min(largest, 1 / z + 0.5 / z**2))
@@ -218,11 +241,6 @@ class _Scale:
         n = mechanism.rounds
         width = 4 * largest + 17 * math.sqrt(n) * typical + n * typical**2 / largest
         return cls(largest, deviation, width)
-
-
-def _sampled_loss(loss: float, q: float) -> float:
-    """log(1 - q + q e^loss)."""
-    return math.log1p(q * math.expm1(loss)) if loss < 500 else loss + math.log(q)
 
 
 def _pld_epsilon_on_grid(rounds: Sequence[GaussianRounds], delta: float, step: float) -> float:
@@ -252,7 +270,7 @@ def _pld_of_round(noise_multiplier: float, sampling_probability: float, step: fl
 def _rdp_epsilon(
     orders: Sequence[int],
     vectors: Sequence[Sequence[float]],
-    merged: Sequence[GaussianRounds],
+    merged: Sequence[Mechanism],
     delta: float,
 ) -> float:
     from dp_accounting.rdp import compute_epsilon

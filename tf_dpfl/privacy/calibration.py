@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import replace
 
 from tf_dpfl.privacy.accounting import central_epsilon
-from tf_dpfl.privacy.mechanism import GaussianRounds
+from tf_dpfl.privacy.mechanism import Mechanism, mechanism_of_plan
 from tf_dpfl.protocol.errors import PlanError
 from tf_dpfl.protocol.plan import Plan
 
@@ -30,17 +30,12 @@ def calibrate_plan(plan: Plan) -> Plan:
     if target is None:
         return plan
     # The noise does not matter here: `calibrated_noise` puts its own in.
-    release = GaussianRounds(
-        noise_multiplier=1.0,
-        sampling=plan.clients.sampling,
-        sampling_probability=plan.clients.sampling_probability,
-        rounds=plan.server.rounds,
-    )
+    release = mechanism_of_plan(plan.with_noise_multiplier(1.0), rounds=plan.server.rounds)
     noise = calibrated_noise(release, target_epsilon=target, delta=plan.privacy.delta)
     return plan.with_noise_multiplier(noise)
 
 
-def calibrated_noise(release: GaussianRounds, *, target_epsilon: float, delta: float) -> float:
+def calibrated_noise(release: Mechanism, *, target_epsilon: float, delta: float) -> float:
     """The least noise multiplier, to 1 % of epsilon, that keeps to the target.
 
     Args:
@@ -83,7 +78,7 @@ def calibrated_noise(release: GaussianRounds, *, target_epsilon: float, delta: f
     )
 
 
-def _impossible(target: float, release: GaussianRounds, why: str) -> PlanError:
+def _impossible(target: float, release: Mechanism, why: str) -> PlanError:
     return PlanError(
         [
             f"privacy.target_epsilon={target:g} is {why} usable plan of {release.rounds} "

@@ -13,18 +13,18 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from tf_dpfl.privacy import card_words
 from tf_dpfl.privacy.accounting import (
-    ADD_OR_REMOVE,
     RDP,
     ZERO_OUT,
     account,
     accountant_versions,
     central_epsilon,
 )
+from tf_dpfl.privacy.card_words import NO_SAMPLING, SEEDED, Words, words_of
 from tf_dpfl.privacy.mechanism import (
     FIXED,
-    POISSON,
-    GaussianRounds,
+    Mechanism,
     mechanism_of_plan,
     merge_consecutive,
 )
@@ -34,38 +34,6 @@ from tf_dpfl.protocol.plan import Plan
 
 CARD_VERSION = 1
 NOT_ENFORCED = "not enforced"
-
-_RELATIONS = {
-    ADD_OR_REMOVE: "add-or-remove-one: all of one user's updates are there, or are not",
-    ZERO_OUT: "zero-out: all of one user's updates are as they are, or are replaced by zero "
-    "in every round the user takes part in",
-}
-_SAMPLING = {
-    POISSON: "Poisson: each user joins each round by an independent secret coin of "
-    "probability {q:g}",
-    FIXED: "fixed-size: each round's cohort is drawn uniformly without replacement, in secret, "
-    "probability {q:g} for each user",
-}
-_NO_SAMPLING = "none is assumed: every user is counted as if in every round"
-_UNIT = "user (everything one user contributes over all rounds)"
-
-_TUNING = "choosing the model, the settings and the clip norm by trying them on the same users"
-_REPORTS = (
-    "who took part: the number of reports of a round, whether a round was released, and any "
-    "other sign of who was in a cohort count as no sign at all; against whoever has one, the "
-    "numbers for known cohorts hold instead"
-)
-_NOISE_FLOOR = (
-    "how much noise there is: noise on devices is counted at its least and grows with the number "
-    "of reports, so that models of many weights can show that number (see the line above)"
-)
-_ELSEWHERE = "anything computed on the users' data outside of the rounds, such as local metrics"
-_FLOATS = "attacks on the floating-point form of the noise beyond docs/privacy.md"
-_PRIOR = "in the local column: reports a device made before this plan"
-_SEEDED = (
-    "THE GUARANTEE IS VOID for whoever knows the seed this run was given: cohorts and noise can "
-    "be computed from it, and the noise taken off"
-)
 
 
 @dataclass(frozen=True)
@@ -80,9 +48,9 @@ class PrivacyCard:
 
     plan: Plan
     rounds_done: int
-    spending: tuple[GaussianRounds, ...]
-    planned: tuple[GaussianRounds, ...]
-    prior: tuple[GaussianRounds, ...]
+    spending: tuple[Mechanism, ...]
+    planned: tuple[Mechanism, ...]
+    prior: tuple[Mechanism, ...]
     sampling_enforced_by: str
     noise_is_reproducible: bool
     central_epsilon: float
@@ -97,12 +65,12 @@ class PrivacyCard:
     @property
     def local_epsilon_one_report(self) -> float:
         """Against the server, of one report; infinite if the server is trusted."""
-        return local_epsilon(self.plan.privacy, reports=1)
+        return local_epsilon(self.plan, reports=1)
 
     @property
     def local_epsilon_all_reports(self) -> float:
         """Against the server, of the most reports one device can make."""
-        return local_epsilon(self.plan.privacy, reports=self.plan.server.rounds)
+        return local_epsilon(self.plan, reports=self.plan.server.rounds)
 
     @property
     def sampling_is_enforced(self) -> bool:
@@ -112,13 +80,15 @@ class PrivacyCard:
     @property
     def not_covered(self) -> tuple[str, ...]:
         """What no epsilon of this card speaks about."""
-        lines = [_SEEDED] if self.noise_is_reproducible else []
-        lines += [_TUNING, _REPORTS]
-        if self.plan.privacy.noise == "device":
-            lines.append(_NOISE_FLOOR)
+        lines = [SEEDED] if self.noise_is_reproducible else []
+        lines += [card_words.TUNING, *self._words.not_covered]
         if self.prior:
-            lines.append(_PRIOR)
-        return (*lines, _ELSEWHERE, _FLOATS)
+            lines.append(card_words.PRIOR)
+        return (*lines, card_words.ELSEWHERE, card_words.FLOATS)
+
+    @property
+    def _words(self) -> Words:
+        return words_of(self.plan.privacy)
 
     def to_json(self) -> dict[str, Any]:
         """Plain JSON values; an infinite epsilon is null beside a text that says so."""
@@ -152,8 +122,8 @@ class PrivacyCard:
             "epsilon_when_all_rounds_are_done": finite_or_none(self.central_epsilon_planned),
             "epsilon_when_all_rounds_are_done_text": _text(self.central_epsilon_planned),
             "delta": self.plan.privacy.delta,
-            "unit": _UNIT,
-            "adjacency": _RELATIONS[self.relation],
+            "unit": self._words.unit,
+            "adjacency": self._words.relations[self.relation],
             "sampling": self._sampling(),
             "sampling_is_enforced": self.sampling_is_enforced,
             "sampling_enforced_by": self.sampling_enforced_by,
@@ -163,15 +133,15 @@ class PrivacyCard:
                 self.central_epsilon_planned_rdp
             ),
             "if_cohorts_are_known": {
-                "against": "whoever also knows who took part in each round",
+                "against": self._words.known_cohorts,
                 "epsilon": finite_or_none(known),
                 "epsilon_text": _text(known),
                 "epsilon_when_all_rounds_are_done": finite_or_none(known_planned),
                 "epsilon_when_all_rounds_are_done_text": _text(known_planned),
                 "delta": self.plan.privacy.delta,
-                "unit": _UNIT,
-                "adjacency": _RELATIONS[ZERO_OUT],
-                "sampling": _NO_SAMPLING,
+                "unit": self._words.unit,
+                "adjacency": self._words.relations[ZERO_OUT],
+                "sampling": NO_SAMPLING,
             },
         }
 
@@ -186,25 +156,26 @@ class PrivacyCard:
             }
         one, every = self.local_epsilon_one_report, self.local_epsilon_all_reports
         return {
-            "against": "the server, which sees each report with one share of the noise",
+            "against": self._words.local_against,
             "epsilon_one_report": finite_or_none(one),
             "epsilon_all_reports": finite_or_none(every),
             "epsilon_text": f"{_text(one)} for one report, {_text(every)} for the most reports "
             f"a device can make ({rounds})",
             "reports": rounds,
             "delta": privacy.delta,
-            "unit": "user (one device, all of its examples)",
-            "adjacency": "replace-one: any two data sets of the device",
+            "unit": self._words.local_unit,
+            "adjacency": self._words.local_relation,
             "sampling": "none is assumed",
             "accountant": "Gaussian closed form (1805.06530, theorem 8)",
         }
 
     def _sampling(self) -> str:
         if not self.sampling_is_enforced:
-            return _NO_SAMPLING
+            return NO_SAMPLING
         clients = self.plan.clients
-        text = _SAMPLING[clients.sampling].format(q=clients.sampling_probability)
-        if clients.sampling == FIXED and "without replacement" not in self.method:
+        text = self._words.sampling[clients.sampling].format(q=clients.sampling_probability)
+        by_user = self.plan.privacy.unit == "user"
+        if by_user and clients.sampling == FIXED and "without replacement" not in self.method:
             text += "; no amplification is counted for it"
         if len({m.with_rounds(1) for m in self.planned}) > 1:
             text += "; the earlier or dearer rounds as listed under spending"
@@ -216,20 +187,15 @@ class PrivacyCard:
         central, local = card["central"], card["local"]
         known = central["if_cohorts_are_known"]
         earlier = sum(m.rounds for m in self.prior)
-        place = (
-            f"devices, in shares (a round with fewer than {card['smallest_cohort']} reports "
-            "is not released)"
-            if card["noise"] == "device"
-            else f"server (a round with fewer than {card['smallest_cohort']} reports is not "
-            "released)"
+        mechanism = self._words.mechanism.format(
+            clip=card["clip_norm"], noise=card["noise_multiplier"], smallest=card["smallest_cohort"]
         )
         lines = [
             "PRIVACY CARD",
-            *([f"! {_SEEDED}"] if self.noise_is_reproducible else []),
+            *([f"! {SEEDED}"] if self.noise_is_reproducible else []),
             f"rounds: {self.rounds_done} of {card['rounds_planned']} done"
             + (f", and {earlier} counted beside them" if earlier else ""),
-            f"mechanism: each update clipped to norm {card['clip_norm']:g}, Gaussian noise of at "
-            f"least {card['noise_multiplier']:g} clip norms on their sum, added by the {place}",
+            f"mechanism: {mechanism}",
             "",
             f"Against {central['against']}:",
             *_epsilon_lines(central),
@@ -273,7 +239,7 @@ def privacy_card(
     plan: Plan,
     *,
     rounds_done: int,
-    prior: Sequence[GaussianRounds] = (),
+    prior: Sequence[Mechanism] = (),
     sampling_enforced_by: str = NOT_ENFORCED,
     noise_is_reproducible: bool = False,
 ) -> PrivacyCard:
@@ -320,7 +286,7 @@ def privacy_card(
     )
 
 
-def _unamplified(spending: Sequence[GaussianRounds], delta: float) -> float:
+def _unamplified(spending: Sequence[Mechanism], delta: float) -> float:
     return central_epsilon([m.unamplified() for m in spending], delta=delta)
 
 

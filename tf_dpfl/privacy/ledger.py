@@ -14,7 +14,7 @@ from dataclasses import dataclass, field, replace
 from functools import cached_property
 
 from tf_dpfl.privacy.accounting import central_epsilon
-from tf_dpfl.privacy.mechanism import GaussianRounds, mechanism_from_json, merge_consecutive
+from tf_dpfl.privacy.mechanism import Mechanism, mechanism_from_json, merge_consecutive
 from tf_dpfl.protocol.errors import BudgetError, StateError, TaskError
 
 LEDGER_VERSION = 1
@@ -23,7 +23,7 @@ _KEYS = {"version", "round", "charged"}
 
 @dataclass(frozen=True)
 class Ledger:
-    """Everything released about one set of users.
+    """Everything released about one set of users; all of it counts for one unit.
 
     Attributes:
       delta: in (0, 1), of every epsilon here.
@@ -33,7 +33,7 @@ class Ledger:
 
     delta: float
     max_epsilon: float | None = None
-    spending: tuple[GaussianRounds, ...] = field(default=())
+    spending: tuple[Mechanism, ...] = field(default=())
 
     def __post_init__(self) -> None:
         """Refuses limits that could never refuse anything, NaN among them."""
@@ -53,7 +53,7 @@ class Ledger:
         """Number of releases charged."""
         return sum(mechanism.rounds for mechanism in self.spending)
 
-    def charge(self, mechanism: GaussianRounds) -> Ledger:
+    def charge(self, mechanism: Mechanism) -> Ledger:
         """The ledger after one more mechanism; call it before the release.
 
         Raises BudgetError, and changes nothing, when that would exceed
@@ -74,7 +74,7 @@ class Ledger:
 class Charge:
     """One line of the log: what was charged, and for which round if that was said."""
 
-    mechanism: GaussianRounds
+    mechanism: Mechanism
     round_number: int | None = None
 
     def to_line(self) -> str:
@@ -122,7 +122,7 @@ def ledger_from_lines(
     *,
     delta: float,
     max_epsilon: float | None = None,
-    prior: Sequence[GaussianRounds] = (),
+    prior: Sequence[Mechanism] = (),
 ) -> Ledger:
     """The ledger recomputed from its log alone, after `prior` spending.
 

@@ -1,4 +1,4 @@
-"""Mechanisms as plain immutable data: what was released about the users, and how.
+"""Mechanisms as plain immutable data: what was released about the clients, and how.
 
 Accountants interpret these (`accounting`); nothing here computes an epsilon.
 What a `kind` of version 1 means never changes; a new mechanism is a new class.
@@ -7,38 +7,42 @@ What a `kind` of version 1 means never changes; a new mechanism is a new class.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, replace
-from typing import Any
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, fields, replace
+from typing import Any, ClassVar, TypeVar
 
-from tf_dpfl.protocol.errors import TaskError
+from tf_dpfl.protocol.errors import PlanError, TaskError
 from tf_dpfl.protocol.plan import Plan
 
 POISSON = "poisson"
 FIXED = "fixed"
 
-_KIND = "gaussian_rounds"
 _VERSION = 1
-_KEYS = {"kind", "version", "noise_multiplier", "sampling", "sampling_probability", "rounds"}
 # More rounds than any training has; keeps every product of the accounting finite.
 _LARGEST_ROUNDS = 10**9
+_LARGEST_EPOCHS = 10**4
+
+_M = TypeVar("_M", bound="Mechanism")
 
 
 @dataclass(frozen=True)
-class GaussianRounds:
-    """`rounds` releases of a sum of clipped updates plus Gaussian noise.
+class Mechanism:
+    """`rounds` releases with Gaussian noise; a kind of its own in each subclass.
 
     Attributes:
-      noise_multiplier: standard deviation of the noise on the sum divided by
-        the clip norm, finite and >= 0. With noise on devices this is the least
-        the sum can carry (see `docs/privacy.md`).
-      sampling: "poisson", each user joins each round by an independent coin, or
+      unit: what one of its epsilons protects, as in `Privacy.unit`.
+      noise_multiplier: standard deviation of the noise divided by the clip norm,
+        finite and >= 0.
+      sampling: "poisson", each client joins each round by an independent coin, or
         "fixed", a uniformly drawn cohort of fixed size without replacement.
-      sampling_probability: chance that one user is in one round, in (0, 1].
+      sampling_probability: chance that one client is in one round, in (0, 1].
       rounds: number of releases, >= 0.
 
     Raises ValueError on a value out of range; NaN is out of every range.
     """
+
+    kind: ClassVar[str]
+    unit: ClassVar[str]
 
     noise_multiplier: float
     sampling: str
@@ -60,27 +64,63 @@ class GaussianRounds:
                 f"rounds={self.rounds!r} must be an integer from 0 to {_LARGEST_ROUNDS}"
             )
 
-    def with_rounds(self, rounds: int) -> GaussianRounds:
+    def with_rounds(self: _M, rounds: int) -> _M:
         """The same release, another number of times."""
         return replace(self, rounds=rounds)
 
-    def unamplified(self) -> GaussianRounds:
-        """The same releases, counted as if every user were in every round."""
+    def unamplified(self: _M) -> _M:
+        """The same releases, counted as if every client were in every round."""
         return replace(self, sampling_probability=1.0)
 
     def to_json(self) -> dict[str, Any]:
         """Plain JSON values; `mechanism_from_json` reads them back."""
-        return {
-            "kind": _KIND,
-            "version": _VERSION,
-            "noise_multiplier": self.noise_multiplier,
-            "sampling": self.sampling,
-            "sampling_probability": self.sampling_probability,
-            "rounds": self.rounds,
-        }
+        values = {field.name: getattr(self, field.name) for field in fields(self)}
+        return {"kind": self.kind, "version": _VERSION, **values}
 
 
-def mechanism_from_json(tree: Any) -> GaussianRounds:
+@dataclass(frozen=True)
+class GaussianRounds(Mechanism):
+    """Releases of a sum of clipped updates plus Gaussian noise.
+
+    The noise multiplier is that of the sum. With noise on devices it is the least
+    the sum can carry (see `docs/privacy.md`).
+    """
+
+    kind: ClassVar[str] = "gaussian_rounds"
+    unit: ClassVar[str] = "user"
+
+
+@dataclass(frozen=True)
+class ExampleGaussianEpochs(Mechanism):
+    """Rounds in which each client of the cohort trains `epochs` epochs of DP-SGD.
+
+    Every step adds noise of the noise multiplier to the sum of its clipped
+    gradients; in one epoch an example is in exactly one step.
+
+    Attributes:
+      epochs: of one client in one round, 1 to 10,000.
+    """
+
+    kind: ClassVar[str] = "example_gaussian_epochs"
+    unit: ClassVar[str] = "example"
+
+    epochs: int
+
+    def __post_init__(self) -> None:
+        """Refuses values no accountant could interpret."""
+        super().__post_init__()
+        if not _is_integer(self.epochs) or not 1 <= self.epochs <= _LARGEST_EPOCHS:
+            raise ValueError(
+                f"epochs={self.epochs!r} must be an integer from 1 to {_LARGEST_EPOCHS}"
+            )
+
+
+_KINDS: dict[str, type[Mechanism]] = {
+    cls.kind: cls for cls in (GaussianRounds, ExampleGaussianEpochs)
+}
+
+
+def mechanism_from_json(tree: Any) -> Mechanism:
     """The mechanism `to_json` wrote.
 
     Raises TaskError on an unknown kind, version or key, a missing or malformed
@@ -89,40 +129,55 @@ def mechanism_from_json(tree: Any) -> GaussianRounds:
     if not isinstance(tree, Mapping):
         raise TaskError(f"mechanism {tree!r:.80} must be a JSON object")
     kind, version = tree.get("kind"), tree.get("version")
-    if kind != _KIND or not _is_integer(version) or version != _VERSION:
+    cls = _KINDS.get(kind) if isinstance(kind, str) else None
+    if cls is None or not _is_integer(version) or version != _VERSION:
         raise TaskError(
             f"mechanism kind={kind!r:.80} version={version!r:.80} is not known here; this release "
-            f'reads kind="{_KIND}" version={_VERSION}: update this program'
+            f"reads version {_VERSION} of {', '.join(_KINDS)}: update this program"
         )
-    if set(tree) != _KEYS:
-        raise TaskError(f"mechanism keys {sorted(map(str, tree))!r:.200} must be {sorted(_KEYS)}")
+    names = [field.name for field in fields(cls)]
+    if set(tree) != {"kind", "version", *names}:
+        raise TaskError(
+            f"mechanism keys {sorted(map(str, tree))!r:.200} must be kind, version, "
+            f"{', '.join(names)}"
+        )
     try:
-        return GaussianRounds(
-            noise_multiplier=tree["noise_multiplier"],
-            sampling=tree["sampling"],
-            sampling_probability=tree["sampling_probability"],
-            rounds=tree["rounds"],
-        )
+        return cls(**{name: tree[name] for name in names})
     except (ValueError, OverflowError) as error:
         raise TaskError(f"mechanism: {error}") from None
 
 
-def mechanism_of_plan(plan: Plan, *, rounds: int) -> GaussianRounds:
+def mechanism_of_plan(plan: Plan, *, rounds: int) -> Mechanism:
     """What `rounds` rounds of the plan release.
 
     Raises PlanError while the plan's noise is not calibrated.
     """
-    return GaussianRounds(
-        noise_multiplier=float(plan.privacy.calibrated_noise_multiplier),
-        sampling=plan.clients.sampling,
-        sampling_probability=plan.clients.sampling_probability,
-        rounds=rounds,
-    )
+    noise_multiplier = float(plan.privacy.calibrated_noise_multiplier)
+    sampling, probability = plan.clients.sampling, plan.clients.sampling_probability
+    if plan.privacy.unit == ExampleGaussianEpochs.unit:
+        epochs = plan.local_training.epochs
+        return ExampleGaussianEpochs(noise_multiplier, sampling, probability, rounds, epochs)
+    return GaussianRounds(noise_multiplier, sampling, probability, rounds)
 
 
-def merge_consecutive(spending: Iterable[GaussianRounds]) -> tuple[GaussianRounds, ...]:
+def require_one_unit(spending: Sequence[Mechanism]) -> None:
+    """Raises PlanError when `spending` protects users in a part and examples in another.
+
+    No epsilon of either unit follows for both parts together.
+    """
+    units = sorted({mechanism.unit for mechanism in spending if mechanism.rounds})
+    if len(units) > 1:
+        raise PlanError(
+            [
+                f"what was spent on these clients was counted for the units {' and '.join(units)}; "
+                "no epsilon holds for both together: keep privacy.unit as it was before"
+            ]
+        )
+
+
+def merge_consecutive(spending: Iterable[Mechanism]) -> tuple[Mechanism, ...]:
     """The same spending with neighbouring equal releases as one; empty ones dropped."""
-    merged: list[GaussianRounds] = []
+    merged: list[Mechanism] = []
     for mechanism in spending:
         if mechanism.rounds == 0:
             continue

@@ -9,10 +9,11 @@ with s / sqrt(k) (Dong et al. 1905.02383, corollary 3.3).
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 
 from tf_dpfl.protocol.checks import require_finite_nonnegative
 from tf_dpfl.protocol.noise import noise_stddev_of_share
-from tf_dpfl.protocol.plan import Privacy
+from tf_dpfl.protocol.plan import Plan
 
 # Below this argument erfc underflows; the asymptotic series takes over.
 _ERFC_SMALLEST = -26.0
@@ -39,21 +40,29 @@ def gaussian_epsilon(*, noise_multiplier: float, delta: float, reports: int = 1)
     if noise_multiplier == 0:
         return math.inf
     mu = math.sqrt(reports) / noise_multiplier
-    if _delta(mu, 0.0) <= delta:
+    return smallest_epsilon(lambda epsilon: gaussian_delta(mu, epsilon), delta=delta)
+
+
+def smallest_epsilon(delta_of: Callable[[float], float], *, delta: float) -> float:
+    """Where `delta_of(epsilon)`, falling towards 0, comes down to `delta`.
+
+    The upper end of the last interval of the bisection: never below the true value.
+    """
+    if delta_of(0.0) <= delta:
         return 0.0
     low, high = 0.0, 1.0
-    while _delta(mu, high) > delta:
+    while delta_of(high) > delta:
         low, high = high, high * 2
     while high - low > 1e-12 * high:
         middle = (low + high) / 2
         if middle in (low, high):
             break
-        low, high = (middle, high) if _delta(mu, middle) > delta else (low, middle)
-    return high  # the upper end: never below the true value
+        low, high = (middle, high) if delta_of(middle) > delta else (low, middle)
+    return high
 
 
-def _delta(mu: float, epsilon: float) -> float:
-    """delta(epsilon) of the mu-GDP Gaussian mechanism."""
+def gaussian_delta(mu: float, epsilon: float) -> float:
+    """delta(epsilon) of a Gaussian mechanism of L2 sensitivity / noise deviation `mu` > 0."""
     first = _log_normal_cdf(mu / 2 - epsilon / mu)
     second = epsilon + _log_normal_cdf(-mu / 2 - epsilon / mu)
     return math.exp(first) - math.exp(second) if first > second else 0.0
@@ -68,13 +77,23 @@ def _log_normal_cdf(x: float) -> float:
     return -0.5 * x * x - math.log(-x) - 0.5 * math.log(2 * math.pi) + math.log(series)
 
 
-def local_epsilon(privacy: Privacy, *, reports: int) -> float:
+def local_epsilon(plan: Plan, *, reports: int) -> float:
     """Epsilon of `reports` reports of one device against whoever sees them singly.
 
-    Local differential privacy compares any two data sets of the device, so two
-    clipped updates differ by up to 2 * clip_norm (replace-one); the noise is one
-    share. Infinite when the plan leaves the noise to the server.
+    Unit "user": any two data sets of the device (replace-one), so two clipped
+    updates differ by up to 2 * clip_norm; the noise is one share. Infinite when
+    the plan leaves the noise to the server. Unit "example": one example is
+    replaced by another in its place, so two clipped gradients differ by up to
+    2 * clip_norm. Within an epoch it is in one step, and what follows only sees
+    that step's result, so that an epoch is one Gaussian mechanism.
     """
+    privacy = plan.privacy
+    if privacy.unit == "example":
+        return gaussian_epsilon(
+            noise_multiplier=privacy.calibrated_noise_multiplier / 2,
+            delta=privacy.delta,
+            reports=reports * plan.local_training.epochs,
+        )
     if privacy.noise != "device":
         return math.inf if reports else 0.0
     share = noise_stddev_of_share(

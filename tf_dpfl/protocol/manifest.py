@@ -6,7 +6,7 @@ import json
 import re
 import sys
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from typing import Any
 
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
@@ -36,6 +36,16 @@ _TASK_ID = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,127}\Z")
 
 # A manifest is read before its signature can be checked: bound it.
 LARGEST_MANIFEST_BYTES = 1 << 20
+
+_DP_METHODS = ("one_pass", "loop")
+
+
+@dataclass(frozen=True)
+class DpMethod:
+    """How `train_dp` clips each example, "one_pass" or "loop", and why this one."""
+
+    name: str
+    reason: str
 
 
 @dataclass(frozen=True)
@@ -67,6 +77,7 @@ class Manifest:
     mechanism descriptions of `tf_dpfl.privacy.mechanism`. `central_epsilon` is
     the card's claim over everything when all rounds are done, null when
     infinite; a device can not recompute it, so it only limits what it accepts.
+    `dp_method` is there for plans with unit "example" and for no others.
     """
 
     task_id: str
@@ -78,6 +89,7 @@ class Manifest:
     valid_until_s: int
     central_epsilon: float | None
     prior_spending: tuple[Mapping[str, Any], ...] = ()
+    dp_method: DpMethod | None = None
     version: int = MANIFEST_VERSION
 
     def check_validity(self, now_s: float) -> None:
@@ -107,6 +119,7 @@ def manifest_to_bytes(manifest: Manifest) -> bytes:
         "valid_from_s": manifest.valid_from_s,
         "valid_until_s": manifest.valid_until_s,
         "prior_spending": [dict(entry) for entry in manifest.prior_spending],
+        "dp_method": None if manifest.dp_method is None else asdict(manifest.dp_method),
     }
     return json.dumps(tree, sort_keys=True, separators=(",", ":"), allow_nan=False).encode()
 
@@ -180,6 +193,7 @@ def parse_manifest(raw: bytes) -> Manifest:
             valid_until_s=_positive(tree["valid_until_s"], "valid_until_s"),
             central_epsilon=_optional_number(tree["privacy"]["central_epsilon"]),
             prior_spending=tuple(_mapping(entry) for entry in tree["prior_spending"]),
+            dp_method=_dp_method(tree["dp_method"], unit=plan.privacy.unit),
         )
         summary = {**_privacy_summary(plan), "central_epsilon": manifest.central_epsilon}
     except PlanError as error:
@@ -223,6 +237,23 @@ def _mapping(value: Any) -> dict[str, Any]:
     if not isinstance(value, dict):
         raise TaskError(f"manifest: prior_spending entry {value!r:.80} must be an object")
     return value
+
+
+def _dp_method(value: Any, *, unit: str) -> DpMethod | None:
+    if (value is not None) != (unit == "example"):
+        raise TaskError(
+            f'manifest: dp_method={value!r:.80} does not fit privacy.unit="{unit}"; export the '
+            "task again"
+        )
+    if value is None:
+        return None
+    name, reason = value["name"], value["reason"]
+    if name not in _DP_METHODS or not isinstance(reason, str) or len(value) != 2:
+        raise TaskError(
+            f"manifest: dp_method={value!r:.80} must hold a name of {', '.join(_DP_METHODS)} and "
+            "a reason"
+        )
+    return DpMethod(name, reason)
 
 
 def _positive(value: Any, name: str) -> int:

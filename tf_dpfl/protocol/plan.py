@@ -124,9 +124,12 @@ class LocalTraining:
 class Privacy:
     """The mechanism. Exactly one of `noise_multiplier` and `target_epsilon`.
 
-    `noise_multiplier` is the standard deviation of the noise on the sum of the
-    clipped updates divided by `clip_norm`. With `noise` "device" each report
-    carries variance (noise_multiplier * clip_norm)^2 / smallest_cohort.
+    `noise_multiplier` is a standard deviation divided by `clip_norm`. With `unit`
+    "user" it is that of the noise on the sum of the clipped updates; with `noise`
+    "device" each report carries variance (noise_multiplier * clip_norm)^2 /
+    smallest_cohort. With `unit` "example" every local step is one of DP-SGD
+    (Abadi et al. 1607.00133): `clip_norm` bounds each example's gradient, and the
+    noise is that on the sum of the step's clipped gradients.
     """
 
     # The ranges keep noise and clipping factors normal, finite float32 numbers.
@@ -313,11 +316,8 @@ def _contradictions(sections: Mapping[str, Any]) -> list[str]:
             f"privacy.smallest_cohort={privacy.smallest_cohort} must be at most "
             f"clients.clients_per_round={clients.clients_per_round}: no round could close"
         )
-    if privacy and clients and not privacy.delta * clients.population < 1:
-        faults.append(
-            f"privacy.delta={privacy.delta:g} must be below 1/clients.population="
-            f"{1 / clients.population:g}: a larger one allows publishing somebody's data whole"
-        )
+    if privacy and clients:
+        faults += _delta_contradictions(privacy, clients)
     if privacy and (privacy.noise_multiplier is None) == (privacy.target_epsilon is None):
         faults.append(
             "privacy.noise_multiplier and privacy.target_epsilon: set exactly one of the two"
@@ -326,11 +326,28 @@ def _contradictions(sections: Mapping[str, Any]) -> list[str]:
         faults.append(
             "privacy.secure_aggregation=true is not available in this release; set it to false"
         )
-    if privacy and privacy.unit == "example":
-        faults.append('privacy.unit="example" is not available in this release; set "user"')
+    if privacy and privacy.unit == "example" and privacy.noise == "server":
+        faults.append(
+            'privacy.noise="server" does not go with unit="example": the noise belongs to the '
+            'steps of each client; set noise = "device"'
+        )
     if data:
         faults += _data_contradictions(data)
     return faults
+
+
+def _delta_contradictions(privacy: Privacy, clients: Clients) -> list[str]:
+    """Delta must be below one over the number of users, or examples, it protects."""
+    number, name, whose = clients.population, "clients.population", "somebody's data"
+    if privacy.unit == "example":
+        number *= clients.examples_per_client
+        name, whose = f"({name} * clients.examples_per_client)", "an example"
+    if privacy.delta * number < 1:
+        return []
+    return [
+        f"privacy.delta={privacy.delta:g} must be below 1/{name}={1 / number:g}: a larger one "
+        f"allows publishing {whose} whole"
+    ]
 
 
 def _training_contradictions(training: LocalTraining) -> list[str]:

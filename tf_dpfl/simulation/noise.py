@@ -22,6 +22,9 @@ SERVER = -1
 # no secrecy, but may not be what its noise is drawn from.
 RANDOM_LAYERS = 1
 
+# Below a user's seed: the seed of the noise of its steps, under the unit "example".
+STEP_NOISE = 2
+
 
 def seed_from_os() -> NDArray[np.int64]:
     """A fresh 128-bit seed, int64 [2]."""

@@ -28,7 +28,7 @@ def build_learning_process(
     *,
     noise_seed: NDArray[np.int64] | None = None,
 ) -> tff.learning.templates.LearningProcess:
-    """Federated averaging with user-level differential privacy, as the plan says.
+    """Federated averaging with differential privacy for users or examples, as the plan says.
 
     `initialize()` starts from the model's current weights; `next(state, shards)`
     takes what `make_shards` returns and gives the new state and the metrics

@@ -2,13 +2,13 @@
 
 Most of a stock simulation's time goes into starting each client's graph and
 data set; a shard pays that once for many users. Every user is still trained,
-clipped and noised by itself, and only the sum leaves the shard.
+clipped and noised by itself (or step by step, under the unit "example"), and only
+the sum leaves the shard.
 """
 
 from __future__ import annotations
 
 from collections import OrderedDict
-from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -17,15 +17,16 @@ import tensorflow_federated as tff
 from numpy.typing import NDArray
 
 from tf_dpfl.client_work.computation import ClientComputation
-from tf_dpfl.client_work.local_training import train_locally
-from tf_dpfl.client_work.update import is_finite_update
+from tf_dpfl.client_work.local_training import PrivateSteps, StepValues, train_locally
+from tf_dpfl.client_work.update import finite_or_zero, is_finite_update
 from tf_dpfl.data.federated import FederatedData, padded_clients
 from tf_dpfl.protocol.interface import ExampleInterface
-from tf_dpfl.protocol.noise import noise_stddev_of_share
+from tf_dpfl.protocol.noise import noise_stddev_of_share, noise_stddev_of_sum
 from tf_dpfl.protocol.plan import Plan
 from tf_dpfl.simulation.cohort import shards_of_a_round
 from tf_dpfl.simulation.noise import (
     RANDOM_LAYERS,
+    STEP_NOISE,
     derive_seed,
     seeded_gaussian_noise,
     seeded_uniforms,
@@ -88,7 +89,7 @@ def _shard(data: FederatedData, user_ids: NDArray[np.int64], plan: Plan) -> Orde
 
 def _uniforms(
     computation: ClientComputation, user_seed: tf.Tensor, plan: Plan
-) -> Callable[[tf.Tensor], tf.Tensor] | None:
+) -> StepValues | None:
     """What the random layers of one user take at each step; None without such layers."""
     values = computation.interface.random_values
     if not values:
@@ -96,6 +97,37 @@ def _uniforms(
     seed = derive_seed(user_seed, tf.constant(RANDOM_LAYERS, tf.int64))
     shape = [plan.local_training.batch_size, values]
     return lambda step: seeded_uniforms(derive_seed(seed, tf.cast(step, tf.int64)), shape=shape)
+
+
+def _private_steps(
+    computation: ClientComputation, user_seed: tf.Tensor, plan: Plan
+) -> PrivateSteps | None:
+    """Steps of DP-SGD with noise of their own; None unless the unit is "example"."""
+    privacy, size = plan.privacy, computation.layout.size
+    if privacy.unit != "example":
+        return None
+    stddev = noise_stddev_of_sum(
+        clip_norm=privacy.clip_norm, noise_multiplier=privacy.calibrated_noise_multiplier
+    )
+    seed = derive_seed(user_seed, tf.constant(STEP_NOISE, tf.int64))
+
+    def noise(step: tf.Tensor) -> tf.Tensor:
+        seed_of_step = derive_seed(seed, tf.cast(step, tf.int64))
+        return seeded_gaussian_noise(seed_of_step, size=size, stddev=stddev)
+
+    return PrivateSteps(tf.constant(privacy.clip_norm, tf.float32), noise)
+
+
+def _share_stddev(plan: Plan) -> float:
+    """Standard deviation of one user's share; 0 where the server adds the noise."""
+    privacy = plan.privacy
+    if privacy.noise != "device":
+        return 0.0
+    return noise_stddev_of_share(
+        clip_norm=privacy.clip_norm,
+        noise_multiplier=privacy.calibrated_noise_multiplier,
+        smallest_cohort=privacy.smallest_cohort,
+    )
 
 
 def train_shard(
@@ -119,18 +151,8 @@ def train_shard(
       `sum` float32 [d], `reports` int32 [], `nonfinite` int32 [] (users whose
       update was not finite and counted as zero).
     """
-    privacy = plan.privacy
     size = computation.layout.size
-    stddev = (
-        noise_stddev_of_share(
-            clip_norm=privacy.clip_norm,
-            noise_multiplier=privacy.calibrated_noise_multiplier,
-            smallest_cohort=privacy.smallest_cohort,
-        )
-        if privacy.noise == "device"
-        else 0.0
-    )
-    clip_norm = tf.constant(privacy.clip_norm, tf.float32)
+    clip_norm = tf.constant(plan.privacy.clip_norm, tf.float32)
 
     def one_user(
         index: tf.Tensor, total: tf.Tensor, nonfinite: tf.Tensor
@@ -141,15 +163,20 @@ def train_shard(
             tensor.name: shard[tensor.name][index] for tensor in computation.interface.tensors
         }
         user_seed = derive_seed(seed, shard["user_id"][index])
+        private = _private_steps(computation, user_seed, plan)
         train_locally(
             computation,
             examples,
             shard["count"][index],
             settings=plan.local_training,
             random=_uniforms(computation, user_seed, plan),
+            private=private,
         )
-        noise = seeded_gaussian_noise(user_seed, size=size, stddev=stddev)
-        report = computation.privatize_update(start, clip_norm, noise)
+        if private is None:
+            share = seeded_gaussian_noise(user_seed, size=size, stddev=_share_stddev(plan))
+            report = computation.privatize_update(start, clip_norm, share)
+        else:
+            report = finite_or_zero(computation.update(start))
         # Not logical_not: Grappler turns !(a < b) into a >= b, false for NaN.
         broken = 1 - tf.cast(is_finite_update(computation.update(start)), tf.int32)
         return index + 1, total + report, nonfinite + broken
