@@ -44,7 +44,8 @@ class Watch:
 
     def _sample(self, number):
         now = time.monotonic()
-        workers = [child for child in self._me.children() if "worker_binary" in child.name()]
+        children = self._me.children(recursive=True)
+        workers = [child for child in children if "worker_binary" in child.name()]
         self.rows.append(
             {
                 "round": number,
@@ -76,24 +77,23 @@ def main() -> int:
     parser.add_argument("--set", action="append", default=[], metavar="SECTION.KEY=VALUE")
     args = parser.parse_args()
     import tf_dpfl
-    from tf_dpfl.simulation.worker_process import free_port, start_worker, stop_worker
+    from tf_dpfl.simulation.worker_process import start_worker
 
     overrides = [f"server.rounds={args.rounds}", *args.set]
     plan = tf_dpfl.load_plan(ROOT / "examples" / "digits.toml", overrides=overrides)
     watch = Watch(args.rounds)
-    ports = [free_port() for _ in range(args.workers)]
-    workers = [start_worker(port, concurrent_calls=1) for port in ports]
+    workers = [start_worker(concurrent_calls=1) for _ in range(args.workers)]
     try:
         with tempfile.TemporaryDirectory() as folder:
             tf_dpfl.simulate(
                 plan,
                 Path(folder) / "run",
-                workers=[f"localhost:{port}" for port in ports],
+                workers=[f"localhost:{worker.port}" for worker in workers],
                 on_event=watch.see,
             )
     finally:
         for worker in workers:
-            stop_worker(worker)
+            worker.stop()
     workload = f"digits, {args.rounds} rounds, {args.workers or 'the local'} worker(s)"
     rows = [{"system": "tf_dpfl", "workload": workload, **row} for row in watch.rows]
     show(rows, json_file=args.json)

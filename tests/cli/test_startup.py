@@ -58,7 +58,7 @@ def test_a_privacy_card_loads_the_accountant_and_no_more(plan_file):
 
 
 def test_a_worker_starts_without_tensorflow_in_python():
-    _, loaded = loaded_by("worker", "--port", "0")
+    _, loaded = loaded_by("worker", "--port", "70000")
     code = "import json, sys, tf_dpfl.cli.worker, tf_dpfl.simulation.worker_process\n"
     done = subprocess.run(
         [sys.executable, "-c", code + "print(json.dumps(sorted(sys.modules)))"],

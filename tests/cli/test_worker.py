@@ -6,6 +6,7 @@ import contextlib
 import json
 import os
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -15,70 +16,97 @@ import pytest
 
 from tf_dpfl.cli import arguments
 from tf_dpfl.cli.main import main
-from tf_dpfl.simulation.worker_process import free_port
+from tf_dpfl.simulation.worker_process import can_be_kept_apart
 
 DPFL = [sys.executable, "-m", "tf_dpfl.cli.main"]
+APART = can_be_kept_apart()
 
 
 @contextlib.contextmanager
-def dpfl_worker(port, log):
-    """A running `dpfl worker`, once it listens."""
+def dpfl_worker(log, *options, port=0):
+    """A running `dpfl worker` and the port it says it has."""
     with open(log, "wb") as output:
         process = subprocess.Popen(
-            [*DPFL, "worker", "--port", str(port), "--cores", "1", "--json"],
+            [*DPFL, "worker", "--port", str(port), "--cores", "1", "--json", *options],
             stdout=subprocess.PIPE,
             stderr=output,
             text=True,
         )
     try:
         started = json.loads(process.stdout.readline())
-        assert started == {"event": "worker started", "port": port, "cores": 1}
-        yield process
+        assert (started["event"], started["cores"]) == ("worker started", 1)
+        yield process, started["port"]
     finally:
         process.kill()
         process.wait()
         process.stdout.close()
 
 
-def worker_binaries(process):
-    children = psutil.Process(process.pid).children()
+def worker_binary(process):
     deadline = time.monotonic() + 20
-    while not any("worker_binary" in child.name() for child in children):
-        assert time.monotonic() < deadline
-        children = psutil.Process(process.pid).children()
-    return children
+    while time.monotonic() < deadline:
+        for child in psutil.Process(process.pid).children(recursive=True):
+            if "worker_binary" in child.name():
+                return child
+    raise AssertionError("no worker was started")
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGKILL])
-def test_a_worker_warns_of_its_open_port_and_leaves_nothing_running(number, tmp_path):
-    with dpfl_worker(free_port(), tmp_path / "log") as process:
-        (binary,) = worker_binaries(process)
+def test_a_worker_leaves_nothing_running(number, tmp_path):
+    with dpfl_worker(tmp_path / "log") as (process, _):
+        binary = worker_binary(process)
         os.kill(process.pid, number)
         assert process.wait(30) == (130 if number == signal.SIGINT else -number)
-    psutil.wait_procs([binary], timeout=20)
-    assert not binary.is_running() or binary.status() == psutil.STATUS_ZOMBIE
-    assert "every interface" in (tmp_path / "log").read_text()
+    with contextlib.suppress(psutil.NoSuchProcess):
+        psutil.wait_procs([binary], timeout=20)
+        assert not binary.is_running() or binary.status() == psutil.STATUS_ZOMBIE
 
 
 def test_a_worker_whose_program_ends_says_so(tmp_path):
-    with dpfl_worker(free_port(), tmp_path / "log") as process:
-        (binary,) = worker_binaries(process)
-        binary.kill()
+    with dpfl_worker(tmp_path / "log") as (process, _):
+        worker_binary(process).kill()
         assert process.wait(30) == 2
     assert "status -9" in (tmp_path / "log").read_text()
 
 
-def test_a_port_that_is_taken_is_refused(tmp_path, capsys):
-    port = free_port()
-    with dpfl_worker(port, tmp_path / "log") as process:
-        (binary,) = worker_binaries(process)
-        deadline = time.monotonic() + 30
-        while not any(c.laddr.port == port for c in binary.net_connections()):
-            assert time.monotonic() < deadline
-            time.sleep(0.05)
+def answers(host, port):
+    """Whether somebody accepts connections there, now or within some seconds."""
+    deadline = time.monotonic() + 10
+    while time.monotonic() < deadline:
+        with contextlib.suppress(OSError), socket.create_connection((host, port), timeout=5):
+            return True
+        time.sleep(0.1)
+    return False
+
+
+def test_a_worker_is_reached_on_its_address_alone_or_warns(tmp_path):
+    """127.0.0.2 is this machine too, and stands for every other interface."""
+    with dpfl_worker(tmp_path / "log") as (process, port):
+        assert answers("127.0.0.1", port)
+        worker_binary(process)
+        time.sleep(1.0)  # until it listens, wherever it does
+        with contextlib.closing(socket.socket()) as other:
+            assert (other.connect_ex(("127.0.0.2", port)) == 0) is not APART
+    warning = (tmp_path / "log").read_text()
+    assert ("every interface" in warning) is not APART
+    with dpfl_worker(tmp_path / "log", "--host", "0.0.0.0") as (process, port):
+        assert answers("127.0.0.2", port)
+    assert "close it from outside" in (tmp_path / "log").read_text()
+
+
+def test_a_port_that_is_taken_is_refused(capsys):
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        port = listener.getsockname()[1]
         assert main(["worker", "--port", str(port)]) == 2
     (line,) = capsys.readouterr().err.splitlines()
     assert str(port) in line
+
+
+@pytest.mark.parametrize("host", ["no.such.host.invalid", "203.0.113.1", "a" * 70, "ä..b"])
+@pytest.mark.skipif(not APART, reason="every interface is taken, whatever --host says")
+def test_an_address_of_another_machine_is_refused(host, capsys):
+    assert main(["worker", "--port", "0", "--host", host]) == 2
+    assert len(capsys.readouterr().err.splitlines()) == 1
 
 
 @pytest.mark.parametrize(
@@ -99,16 +127,15 @@ def test_workers_are_read_in_their_order():
 @pytest.mark.slow
 def test_a_run_survives_the_end_of_all_workers_and_of_itself(plan_file, tmp_path):
     """The command as a user has it: workers end one by one, and the run goes on later."""
-    ports, folder = [free_port(), free_port()], tmp_path / "run"
-    names = [f"localhost:{port}" for port in ports]
-    command = [*DPFL, "simulate", str(plan_file), "--out", str(folder), "--json"]
-    command += ["--set", "server.rounds=60", "--workers", ",".join(names)]
-    logs = [tmp_path / "a.log", tmp_path / "b.log"]
+    folder, logs = tmp_path / "run", [tmp_path / "a.log", tmp_path / "b.log"]
     with (
-        dpfl_worker(ports[0], logs[0]) as first,
-        dpfl_worker(ports[1], logs[1]) as second,
+        dpfl_worker(logs[0]) as (first, first_port),
+        dpfl_worker(logs[1]) as (second, second_port),
         open(tmp_path / "err", "w+") as errors,
     ):
+        names = [f"localhost:{port}" for port in (first_port, second_port)]
+        command = [*DPFL, "simulate", str(plan_file), "--out", str(folder), "--json"]
+        command += ["--set", "server.rounds=60", "--workers", ",".join(names)]
         process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=errors, text=True)
         events = []
         for line in process.stdout:
@@ -123,7 +150,7 @@ def test_a_run_survives_the_end_of_all_workers_and_of_itself(plan_file, tmp_path
         (line,) = errors.read().splitlines()
     assert "no worker is left" in line and all(name in line for name in names)
     assert any(e == {"event": "worker lost", "worker": names[0]} for e in events)
-    with dpfl_worker(ports[1], logs[1]):
+    with dpfl_worker(logs[1], port=second_port):
         done = subprocess.run(command, capture_output=True, text=True, timeout=240)
     assert done.returncode == 0, done.stderr
     charged = (folder / "ledger.jsonl").read_text().splitlines()

@@ -25,7 +25,7 @@ from tf_dpfl.simulation.process import build_learning_process
 from tf_dpfl.simulation.runtime import tff_runtime
 from tf_dpfl.simulation.shard import make_shards
 from tf_dpfl.simulation.simulate import simulate
-from tf_dpfl.simulation.worker_process import free_port, start_worker, stop_worker
+from tf_dpfl.simulation.worker_process import start_worker
 
 USERS = np.arange(24)
 SEED = np.array([3, 4], np.int64)
@@ -50,23 +50,22 @@ class Workers:
     """Worker processes on fixed ports."""
 
     def __init__(self, count):
-        self.ports = [free_port() for _ in range(count)]
-        self.addresses = [f"localhost:{port}" for port in self.ports]
-        self.processes = [self._start(port) for port in self.ports]
+        self.started = [start_worker(concurrent_calls=1) for _ in range(count)]
+        self.addresses = [f"localhost:{worker.port}" for worker in self.started]
 
-    def _start(self, port):
-        return start_worker(port, concurrent_calls=1)
+    def is_dead(self, index):
+        return self.started[index].process.poll() is not None
 
     def kill(self, index):
-        self.processes[index].kill()
-        self.processes[index].wait()
+        self.started[index].process.kill()
+        self.started[index].process.wait()
 
     def start(self, index):
-        self.processes[index] = self._start(self.ports[index])
+        self.started[index] = start_worker(self.started[index].port, concurrent_calls=1)
 
     def close(self):
-        for process in self.processes:
-            stop_worker(process)
+        for worker in self.started:
+            worker.stop()
 
 
 @pytest.fixture
@@ -104,8 +103,8 @@ def kills_in_rounds(workers, seed, victims):
     moments = random.Random(seed)
 
     def between(number):
-        for index in range(len(workers.processes)):
-            if workers.processes[index].poll() is not None:
+        for index in range(len(workers.started)):
+            if workers.is_dead(index):
                 workers.start(index)
         victim = victims[number % len(victims)]
         threading.Timer(moments.uniform(0.0, 0.3), workers.kill, [victim]).start()
@@ -197,11 +196,13 @@ def test_the_local_worker_is_started_again_when_it_dies_but_not_for_ever(data, m
     monkeypatch.setattr(workers_module, "start_worker", start)
     undisturbed, _ = weights_after(data, plan_of())
     processes.clear()
-    killed, _ = weights_after(data, plan_of(), between=lambda number: processes[-1].kill())
+    killed, _ = weights_after(data, plan_of(), between=lambda number: processes[-1].process.kill())
     np.testing.assert_allclose(killed, undisturbed, rtol=0, atol=1e-6)
     assert len(processes) == 4
     with pytest.raises(StateError, match="status -9 for the 4th time"):
-        weights_after(data, plan_of(), rounds=5, between=lambda number: processes[-1].kill())
+        weights_after(
+            data, plan_of(), rounds=5, between=lambda number: processes[-1].process.kill()
+        )
 
 
 def meetings(folder, clients, runtime_options):

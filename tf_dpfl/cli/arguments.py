@@ -135,10 +135,10 @@ def positive_number(text: str) -> int:
 
 
 def port(text: str) -> int:
-    """An argument that must be a TCP port."""
+    """An argument that must be a TCP port, or 0 for a free one."""
     value = whole_number(text)
-    if not 1 <= value <= _LARGEST_PORT:
-        raise argparse.ArgumentTypeError(f"{text!r} must be a port, 1 to {_LARGEST_PORT}")
+    if not value <= _LARGEST_PORT:
+        raise argparse.ArgumentTypeError(f"{text!r} must be a port, 0 to {_LARGEST_PORT}")
     return value
 
 

@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from tf_dpfl.cli.arguments import Commands
 
 _LOOK_EVERY_S = 0.5
+_LOOPBACKS = ("127.0.0.1", "::1", "localhost")
 
 
 def add_parser(commands: Commands) -> None:
@@ -23,11 +24,21 @@ def add_parser(commands: Commands) -> None:
         "worker",
         help="compute for simulations on other machines",
         description="Run TensorFlow Federated's worker, until interrupted, for dpfl simulate "
-        "--workers. It takes work from whoever reaches its port, on every network interface, and "
-        "work can read this machine's files: close the port from outside (docs/operations.md).",
+        "--workers. It does what whoever reaches its port asks for, which can be to read and "
+        "write this user's files: let nobody else reach it (docs/operations.md).",
     )
     parser.add_argument(
-        "--port", type=arguments.port, required=True, metavar="P", help="TCP port to listen on"
+        "--port",
+        type=arguments.port,
+        required=True,
+        metavar="P",
+        help="TCP port; 0 takes a free one",
+    )
+    parser.add_argument(
+        "--host",
+        default="127.0.0.1",
+        metavar="ADDRESS",
+        help="address to listen on; default: %(default)s, for a tunnel or the same machine",
     )
     parser.add_argument(
         "--cores",
@@ -41,29 +52,26 @@ def add_parser(commands: Commands) -> None:
 
 def run(args: argparse.Namespace) -> None:
     """Runs a worker until it is interrupted."""
-    from tf_dpfl.simulation.worker_process import (
-        require_free_port,
-        start_worker,
-        stop_worker,
-        usable_cores,
-    )
+    from tf_dpfl.simulation.worker_process import start_worker, usable_cores
 
-    require_free_port(args.port)
     cores = args.cores or usable_cores()
     with shown_events(as_json=args.json) as show:
-        process = start_worker(args.port, concurrent_calls=cores)
+        worker = start_worker(args.port, host=args.host, concurrent_calls=cores)
+        host = "every interface" if worker.on_every_interface else args.host
         try:
-            print(
-                f"dpfl: port {args.port} takes work from everybody who reaches it, on every "
-                "interface of this machine: close it from outside, see docs/operations.md",
-                file=sys.stderr,
-            )
-            show({"event": "worker started", "port": args.port, "cores": cores})
-            while process.poll() is None:
+            if host not in _LOOPBACKS:
+                print(
+                    f"dpfl: whoever reaches port {worker.port} of {host} can read and write this "
+                    "user's files; close it from outside, see docs/operations.md",
+                    file=sys.stderr,
+                )
+            show({"event": "worker started", "host": host, "port": worker.port, "cores": cores})
+            while worker.process.poll() is None:
                 time.sleep(_LOOK_EVERY_S)
         finally:
-            stop_worker(process)
+            worker.stop()
+    status = worker.process.returncode
     raise StateError(
-        f"TFF's worker ended with status {process.returncode} (-9 is mostly the system's answer "
+        f"TFF's worker ended with status {status} (-9 is mostly the system's answer "
         "to a lack of memory); start it again, simulations find it"
     )

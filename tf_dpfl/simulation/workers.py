@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import subprocess
 import threading
 import time
 from collections.abc import Iterator, Sequence
@@ -13,7 +12,7 @@ import grpc
 import tensorflow_federated as tff
 
 from tf_dpfl.protocol.errors import StateError
-from tf_dpfl.simulation.worker_process import free_port, start_worker, stop_worker
+from tf_dpfl.simulation.worker_process import WorkerProcess, start_worker
 
 _START_TIMEOUT_S = 60.0
 _POLL_S = 0.02
@@ -114,7 +113,7 @@ class LocalWorker:
         self._lock = threading.Lock()
         self._restarts = 0
         self._closed = False
-        self._process: subprocess.Popen[bytes] | None = None
+        self._worker: WorkerProcess | None = None
         self._connection: RemoteWorker | None = None
 
     @property
@@ -126,7 +125,7 @@ class LocalWorker:
         with self._lock:
             if self._closed:
                 raise StateError("TFF's worker was ended")
-            if self._process is None or self._process.poll() is not None:
+            if self._worker is None or self._worker.process.poll() is not None:
                 self._start()
             return self._connection.stub if self._connection else None
 
@@ -141,8 +140,8 @@ class LocalWorker:
             self._end()
 
     def _start(self) -> None:
-        if self._process is not None:
-            status = self._process.returncode
+        if self._worker is not None:
+            status = self._worker.process.returncode
             if self._restarts == _MOST_RESTARTS:
                 raise StateError(
                     f"TFF's worker ended with status {status} for the {_MOST_RESTARTS + 1}th time "
@@ -151,22 +150,19 @@ class LocalWorker:
                 )
             self._restarts += 1
         self._end()
-        port = free_port()
-        self._process = start_worker(port, concurrent_calls=self._concurrent_calls)
-        self._connection = RemoteWorker(f"localhost:{port}")
+        self._worker = start_worker(concurrent_calls=self._concurrent_calls)
+        self._connection = RemoteWorker(f"localhost:{self._worker.port}")
         deadline = time.monotonic() + _START_TIMEOUT_S
         while not self._connection.stub.is_ready:
-            if self._process.poll() is not None:
-                raise StateError(
-                    f"TFF's worker ended with status {self._process.returncode} at its start"
-                )
+            if (status := self._worker.process.poll()) is not None:
+                raise StateError(f"TFF's worker ended with status {status} at its start")
             if time.monotonic() > deadline:
                 raise StateError(f"TFF's worker did not answer within {_START_TIMEOUT_S:g} s")
             time.sleep(_POLL_S)
 
     def _end(self) -> None:
-        if self._process is not None:
-            stop_worker(self._process)
+        if self._worker is not None:
+            self._worker.stop()
         if self._connection is not None:
             self._connection.close()
 
