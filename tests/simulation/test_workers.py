@@ -4,6 +4,7 @@ The workers are real processes on loopback, killed with kill -9.
 """
 
 import contextlib
+import gc
 import json
 import queue
 import random
@@ -242,6 +243,37 @@ def test_workers_compute_at_the_same_time(tmp_path, two):
 def test_a_worker_computes_as_many_shards_at_a_time_as_it_was_told(tmp_path, calls, met):
     """With one at a time the first gives up, and only the second one sees both files."""
     assert meetings(tmp_path, 2, {"concurrent_calls": calls}) == met
+
+
+def test_a_worker_keeps_nothing_of_earlier_rounds(data, monkeypatch):
+    """By TFF's default it would keep twenty values, among them six rounds' users."""
+    made, gone = [], []
+
+    class Recording(workers_module._Stub):
+        def create_value(self, request):
+            answer = super().create_value(request)
+            made.append(answer.value_ref.id)
+            return answer
+
+        def create_call(self, request):
+            answer = super().create_call(request)
+            made.append(answer.value_ref.id)
+            return answer
+
+        def dispose(self, request):
+            gone.extend(ref.id for ref in request.value_ref)
+            return super().dispose(request)
+
+    monkeypatch.setattr(workers_module, "_Stub", Recording)
+    kept = []
+
+    def between(number):
+        gc.collect()
+        kept.append(len(set(made) - set(gone)))
+
+    weights_after(data, plan_of(), between=between)
+    assert len(set(made)) > 10
+    assert kept == [0, 0, 0]
 
 
 def test_work_goes_back_to_a_worker_that_is_found_again():
