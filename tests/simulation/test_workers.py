@@ -6,6 +6,7 @@ The workers are real processes on loopback, killed with kill -9.
 import contextlib
 import gc
 import json
+import os
 import queue
 import random
 import threading
@@ -13,6 +14,7 @@ import time
 from dataclasses import replace
 
 import numpy as np
+import psutil
 import pytest
 import tensorflow as tf
 import tensorflow_federated as tff
@@ -243,6 +245,26 @@ def test_workers_compute_at_the_same_time(tmp_path, two):
 def test_a_worker_computes_as_many_shards_at_a_time_as_it_was_told(tmp_path, calls, met):
     """With one at a time the first gives up, and only the second one sees both files."""
     assert meetings(tmp_path, 2, {"concurrent_calls": calls}) == met
+
+
+def test_the_local_worker_reads_memory_that_was_handed_to_it():
+    """Also a second one, after the first has died."""
+    descriptor = os.memfd_create("for the worker", os.MFD_CLOEXEC)
+    os.write(descriptor, b"examples")
+
+    @tff.tensorflow.computation
+    def read():
+        return tf.io.read_file(f"/proc/self/fd/{descriptor}")
+
+    try:
+        with tff_runtime(inherited=[descriptor]):
+            assert read() == b"examples"
+            for child in psutil.Process().children(recursive=True):
+                if "worker_binary" in child.name():
+                    child.kill()
+            assert read() == b"examples"
+    finally:
+        os.close(descriptor)
 
 
 def test_a_worker_keeps_nothing_of_earlier_rounds(data, monkeypatch):

@@ -54,7 +54,10 @@ def _drop_tffs_own_context() -> None:
 
 @contextlib.contextmanager
 def tff_runtime(
-    *, concurrent_calls: int | None = None, workers: Sequence[str] = ()
+    *,
+    concurrent_calls: int | None = None,
+    workers: Sequence[str] = (),
+    inherited: Sequence[int] = (),
 ) -> Iterator[Runtime]:
     """TFF computations called inside run on workers; a computation over clients on all.
 
@@ -68,6 +71,8 @@ def tff_runtime(
         takes one for each core. (TFF's own default starts all at once, and with
         hundreds of clients the cores are busy switching between them.)
       workers: "host:port" of workers that run already (`dpfl worker`).
+      inherited: file descriptors that the local worker gets under the same
+        numbers: what they hold is /proc/self/fd/N in a computation.
 
     Raises StateError when no worker answers or can be started; inside the block,
     when none is left.
@@ -80,7 +85,7 @@ def tff_runtime(
             places = _PLACES_OF_A_REMOTE_WORKER * len(crew)
         else:
             places = concurrent_calls or usable_cores()
-            local = LocalWorker(concurrent_calls=places)
+            local = LocalWorker(concurrent_calls=places, inherited=inherited)
             stack.callback(local.close)
             local.stub  # noqa: B018  started now, so that a failure is met here
             crew.append(local)

@@ -15,6 +15,7 @@ import os
 import socket
 import subprocess
 import sys
+from collections.abc import Sequence
 from dataclasses import dataclass
 from importlib.util import find_spec
 from pathlib import Path
@@ -63,7 +64,13 @@ def can_be_kept_apart() -> bool:
     return subprocess.run(_RELAY, stderr=subprocess.DEVNULL).returncode == 0
 
 
-def start_worker(port: int = 0, *, concurrent_calls: int, host: str = LOOPBACK) -> WorkerProcess:
+def start_worker(
+    port: int = 0,
+    *,
+    concurrent_calls: int,
+    host: str = LOOPBACK,
+    inherited: Sequence[int] = (),
+) -> WorkerProcess:
     """Starts TFF's worker.
 
     Args:
@@ -71,6 +78,9 @@ def start_worker(port: int = 0, *, concurrent_calls: int, host: str = LOOPBACK) 
       concurrent_calls: clients computed at a time, >= 1.
       host: the address it is reached on. Every interface instead where
         `can_be_kept_apart` is false: the worker has no flag for less.
+      inherited: file descriptors that the worker gets under the same numbers, to
+        read as /proc/self/fd/N. (What another process has open under /proc may be
+        closed to it, in a user namespace of its own.)
 
     Raises StateError when the address cannot be used, or TFF's installation lacks
     the program.
@@ -93,7 +103,7 @@ def start_worker(port: int = 0, *, concurrent_calls: int, host: str = LOOPBACK) 
             listener.close()
         process = subprocess.Popen(
             command,
-            pass_fds=[descriptor] if apart else [],
+            pass_fds=[*inherited, descriptor] if apart else inherited,
             stdin=subprocess.DEVNULL,
             stdout=subprocess.DEVNULL,
             stderr=subprocess.DEVNULL,

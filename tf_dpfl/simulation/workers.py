@@ -104,12 +104,14 @@ class LocalWorker:
 
     Args:
       concurrent_calls: clients computed at a time, >= 1.
+      inherited: file descriptors that the process gets, see `start_worker`.
     """
 
     name = "the local worker"
 
-    def __init__(self, *, concurrent_calls: int):
+    def __init__(self, *, concurrent_calls: int, inherited: Sequence[int] = ()):
         self._concurrent_calls = concurrent_calls
+        self._inherited = inherited
         self._lock = threading.Lock()
         self._restarts = 0
         self._closed = False
@@ -150,7 +152,9 @@ class LocalWorker:
                 )
             self._restarts += 1
         self._end()
-        self._worker = start_worker(concurrent_calls=self._concurrent_calls)
+        self._worker = start_worker(
+            concurrent_calls=self._concurrent_calls, inherited=self._inherited
+        )
         self._connection = RemoteWorker(f"localhost:{self._worker.port}")
         deadline = time.monotonic() + _START_TIMEOUT_S
         while not self._connection.stub.is_ready:
