@@ -1,6 +1,7 @@
 """The TFF process held to a readable loop; noise, cohort and release rules."""
 
 import math
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -143,8 +144,9 @@ def test_too_small_a_round_releases_nothing(data, users):
 
 def test_users_weigh_equally_whatever_they_hold(data):
     plan, model = digits_plan(smallest_cohort=1), small_mlp()
-    shards = make_shards(data, USERS[:2], plan)
-    shards[0]["count"][1] = 1  # the second user has a single example
+    first, second, *_ = shards = make_shards(data, USERS[:2], plan)
+    assert (first["user_id"], second["user_id"]) == (USERS[0], USERS[1])
+    second["count"][0] = 1  # the second user has a single example
     process = build_learning_process(plan, model)
     output = process.next(process.initialize(), shards)
     x, y = data.client(int(USERS[1])).values()
@@ -171,6 +173,23 @@ def test_shards_of_one_user_give_the_same_weights(data):
     single = [shard for user in USERS for shard in make_shards(data, np.array([user]), plan)]
     output = process.next(process.initialize(), single)
     np.testing.assert_allclose(flat(process.get_model_weights(output.state)), sharded, atol=1e-6)
+
+
+def test_how_many_shards_there_are_changes_nothing_but_rounding(data):
+    """Pieces as they are cut for one core, for four, and for more cores than users."""
+    plan, model = digits_plan(noise_multiplier=1.0), small_mlp()
+    plan = replace(plan, simulation=replace(plan.simulation, users_per_shard=None))
+    results = []
+    for places in (1, 4, 50):
+        process = build_learning_process(plan, model, noise_seed=np.array([1, 2]))
+        shards = make_shards(data, USERS, plan, places=places)
+        assert len(shards) == min(places, plan.clients.clients_per_round)
+        assert np.concatenate([shard["user_id"] for shard in shards]).tolist() == USERS.tolist()
+        output = process.next(process.initialize(), shards)
+        assert output.metrics["reports"] == len(USERS)
+        results.append(flat(process.get_model_weights(output.state)))
+    for other in results[1:]:
+        np.testing.assert_allclose(other, results[0], atol=1e-5)
 
 
 @pytest.mark.parametrize("optimizer", ["sgd", "momentum", "adam"])

@@ -12,7 +12,15 @@ from collections.abc import Sequence
 from typing import NoReturn
 
 import tf_dpfl
-from tf_dpfl.cli import export_client, export_model, list_models, privacy, simulate, write_data
+from tf_dpfl.cli import (
+    export_client,
+    export_model,
+    list_models,
+    privacy,
+    simulate,
+    worker,
+    write_data,
+)
 from tf_dpfl.cli.interrupts import remember_interrupts
 from tf_dpfl.protocol.errors import DpflError
 
@@ -39,6 +47,7 @@ def build_parser() -> argparse.ArgumentParser:
     parser.add_argument("--version", action="version", version=f"dpfl {tf_dpfl.__version__}")
     commands = parser.add_subparsers(title="commands", metavar="COMMAND", required=True)
     simulate.add_parser(commands)
+    worker.add_parser(commands)
     export = commands.add_parser(
         "export",
         help="write a task for devices, or a trained model",
@@ -76,8 +85,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         for fault in str(error).splitlines():
             print(f"dpfl: {fault}", file=sys.stderr)
         return EXIT_BAD_INPUT
-    except KeyboardInterrupt:
-        print("dpfl: interrupted", file=sys.stderr)
+    except KeyboardInterrupt as stop:
+        print(f"dpfl: {'; '.join(['interrupted', *map(str, stop.args)])}", file=sys.stderr)
         if argv is None:  # a program of its own: everything here is cleaned up by now, and
             # TensorFlow's threads, stopped half-way, can abort Python's own way out.
             _drop_unwritten_output()

@@ -170,9 +170,15 @@ class Server:
 
 @dataclass(frozen=True)
 class Simulation:
-    """Speed and bookkeeping of a simulation; nothing here changes privacy."""
+    """Speed and bookkeeping of a simulation; nothing here changes privacy.
 
-    users_per_shard: int = integer(at_least=1, default=25)
+    `users_per_shard` is how many users of an expected cohort are trained in one
+    piece; left out, it is what keeps every core of every worker busy. Checkpoints
+    come every `checkpoint_every` rounds, or less often: they are put off while
+    they would take more than a twentieth of the time.
+    """
+
+    users_per_shard: int | None = integer(at_least=1, optional=True, default=None)
     evaluate_every: int = integer(at_least=1, default=10)
     checkpoint_every: int = integer(at_least=1, default=10)
 

@@ -9,7 +9,6 @@ the sum leaves the shard.
 from __future__ import annotations
 
 from collections import OrderedDict
-from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
@@ -24,6 +23,7 @@ from tf_dpfl.data.federated import FederatedData, padded_clients
 from tf_dpfl.protocol.interface import ExampleInterface
 from tf_dpfl.protocol.noise import noise_stddev_of_share, noise_stddev_of_sum
 from tf_dpfl.protocol.plan import Plan
+from tf_dpfl.simulation.cohort import shards_of_a_round
 from tf_dpfl.simulation.noise import (
     RANDOM_LAYERS,
     STEP_NOISE,
@@ -31,6 +31,7 @@ from tf_dpfl.simulation.noise import (
     seeded_gaussian_noise,
     seeded_uniforms,
 )
+from tf_dpfl.simulation.worker_process import usable_cores
 
 
 def padded_examples(plan: Plan) -> int:
@@ -60,22 +61,23 @@ def shard_type(plan: Plan, interface: ExampleInterface) -> tff.Type:
 
 
 def make_shards(
-    data: FederatedData, user_ids: NDArray[np.int64], plan: Plan
+    data: FederatedData,
+    user_ids: NDArray[np.int64],
+    plan: Plan,
+    *,
+    places: int | None = None,
 ) -> list[OrderedDict[str, Any]]:
     """The client data of one round: the cohort `user_ids` cut into shards.
 
-    A model of several inputs, of integers or with other targets than class ids
-    needs `data.fitted(interface)`. Raises ValueError when a user is named twice:
-    both would draw one noise.
+    There are `shards_of_a_round` for so many `places` (None: this machine's
+    cores), some perhaps without users. A model of several inputs, of integers or
+    with other targets than class ids needs `data.fitted(interface)`. Raises
+    ValueError when a user is named twice: both would draw one noise.
     """
     if len(np.unique(user_ids)) != len(user_ids):
         raise ValueError("user_ids names a user twice; a cohort holds each user once")
-    return [_shard(data, ids, plan) for ids in _slices(user_ids, plan.simulation.users_per_shard)]
-
-
-def _slices(ids: NDArray[np.int64], size: int) -> Iterator[NDArray[np.int64]]:
-    for start in range(0, len(ids), size):
-        yield ids[start : start + size]
+    shards = shards_of_a_round(plan, places=places or usable_cores())
+    return [_shard(data, ids, plan) for ids in np.array_split(user_ids, shards)]
 
 
 def _shard(data: FederatedData, user_ids: NDArray[np.int64], plan: Plan) -> OrderedDict[str, Any]:
