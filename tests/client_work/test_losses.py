@@ -10,7 +10,7 @@ import tensorflow as tf
 
 from tf_dpfl.client_work.losses import NAMED, example_losses
 from tf_dpfl.protocol.errors import ModelError
-from tf_dpfl.protocol.plan import LOSSES
+from tf_dpfl.protocol.losses import LOSSES
 
 K = tf.keras.losses
 KERAS = {
