@@ -182,6 +182,9 @@ def _join(session: Session, rim: Rim) -> tuple[Session, Progress]:
     if binding is not None:
         _check_same_task(rim.folder, binding, manifest, raw)
     settings.limits.check_task(manifest)
+    if binding is None or not binding.enrolled:
+        # Who may never report must not take one of the population's places.
+        settings.limits.check_reports(manifest.plan, reports=1)
     _read_data(rim, manifest)
     if binding is None:
         binding = rim.folder.bind(manifest, raw)

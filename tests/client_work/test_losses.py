@@ -11,7 +11,7 @@ import tensorflow as tf
 from tf_dpfl.client_work.losses import NAMED, example_losses, require_fitting_loss
 from tf_dpfl.protocol.errors import ModelError
 from tf_dpfl.protocol.interface import ExampleInterface, ExampleTensor
-from tf_dpfl.protocol.plan import LOSSES
+from tf_dpfl.protocol.losses import LOSSES
 
 K = tf.keras.losses
 KERAS = {

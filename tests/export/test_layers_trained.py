@@ -18,7 +18,7 @@ from tf_dpfl.export.random_examples import RandomExamples
 from tf_dpfl.export.runners import interpreter_runner
 from tf_dpfl.export.verify import verify_client_tflite
 from tf_dpfl.protocol.errors import ExportError
-from tf_dpfl.protocol.plan import LOSSES
+from tf_dpfl.protocol.losses import LOSSES
 
 BATCH, STEPS, RATE = 4, 20, 0.05
 

@@ -136,6 +136,11 @@ def test_each_own_limit_stops_the_device_before_training(
 ) -> None:
     bench.limit(**limits)
     refuses(bench, BudgetError, match)
+    assert bench.server.keys == {}  # no place of the population is taken by one who never reports
+    bench.limit()
+    bench.run(until="ready")
+    bench.limit(**limits)
+    refuses(bench, BudgetError, match)
     assert bench.server.count("GET", "/v1/rounds/1/weights") == 0
 
 

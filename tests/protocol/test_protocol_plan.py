@@ -86,6 +86,50 @@ def test_all_faults_are_told_at_once():
     assert len(faults) == 9
 
 
+def test_a_faulty_value_hides_no_contradiction_between_others():
+    tree = plan_tree(
+        data={"source": "csv", "partition": "iid", "partition_seed": -1},
+        clients={"population": 40, "examples_per_client": 0},
+        local_training={"epochs": "two", "optimizer_state": "keep"},
+        privacy={
+            "clip_norm": math.nan,
+            "colour": "red",
+            "smallest_cohort": 60,
+            "target_epsilon": 2.0,
+            "delta": 0.5,
+            "secure_aggregation": True,
+        },
+    )
+    del tree["server"]
+    faults = faults_of(tree)
+    for part in (
+        "data.partition_seed=-1",
+        "data.path is missing",
+        'data.partition="iid"',
+        "data.feature_shape is missing",
+        "clients.examples_per_client=0",
+        "clients.clients_per_round=50 must be at most",
+        "local_training.epochs='two'",
+        'local_training.optimizer_state="keep"',
+        "privacy.clip_norm=nan",
+        "unknown key privacy.colour",
+        "privacy.smallest_cohort=60 must be at most",
+        "set exactly one of the two",
+        "privacy.delta=0.5 must be below",
+        "privacy.secure_aggregation=true",
+        "section [server] is missing",
+    ):
+        assert sum(part in fault for fault in faults) == 1, part
+    assert len(faults) == 15
+
+
+def test_a_value_that_can_not_be_read_contradicts_nothing():
+    tree = plan_tree(privacy={"smallest_cohort": 10**12, "delta": math.inf})
+    assert len(faults_of(tree)) == 2
+    tree = plan_tree(clients={"population": math.nan})
+    assert "clients.population=nan" in only_fault(tree)
+
+
 @pytest.mark.parametrize("version", [None, 0, 2, "1", 1.0, True, math.nan, [1]])
 def test_another_version_is_refused_before_anything_else(version):
     tree = plan_tree(task={"model": 3})

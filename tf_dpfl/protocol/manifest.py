@@ -158,7 +158,7 @@ def verify_manifest(raw: bytes, signature: str, *, public_key: str) -> Manifest:
         )
     key = signing.parse_public_key(public_key)
     if not signing.is_signed(key, raw, signature, purpose=signing.MANIFEST_PURPOSE):
-        raise TaskError("manifest: the signature is not by the task key this device trusts")
+        raise TaskError("manifest: the signature is not by the task key that is trusted here")
     return parse_manifest(raw)
 
 

@@ -13,20 +13,11 @@ from dataclasses import asdict, dataclass, fields, replace
 from typing import Any
 
 from tf_dpfl.protocol.checks import Rule, choice, flag, integer, integers, number, text
+from tf_dpfl.protocol.contradictions import contradictions
 from tf_dpfl.protocol.errors import PlanError
+from tf_dpfl.protocol.losses import SPARSE_LOSS
 
 PLAN_VERSION = 1
-
-SPARSE_LOSS = "sparse_categorical_crossentropy"
-BINARY_LOSS = "binary_crossentropy"
-LOSSES = (
-    SPARSE_LOSS,
-    "categorical_crossentropy",
-    BINARY_LOSS,
-    "mean_squared_error",
-    "mean_absolute_error",
-    "huber",
-)
 
 # More is a slip of the pen, and would overflow: training counts a client's steps
 # (epochs times examples) in int32, and the accountant takes so many rounds.
@@ -252,7 +243,7 @@ def plan_from_dict(tree: Mapping[str, Any], *, source: str = "plan") -> Plan:
             faults.append(
                 f"{source}: unknown section [{_shown(key)}]; known: {', '.join(SECTIONS)}"
             )
-    sections: dict[str, Any] = {}
+    read: dict[str, dict[str, Any]] = {}
     for name, cls in SECTIONS.items():
         if name not in tree and name not in _OPTIONAL_SECTIONS:
             faults.append(f"{source}: section [{name}] is missing")
@@ -261,12 +252,12 @@ def plan_from_dict(tree: Mapping[str, Any], *, source: str = "plan") -> Plan:
         if not isinstance(values, Mapping):
             faults.append(f"{source}: {name}={values!r} must be a section [{name}]")
             continue
-        sections[name] = _read_section(name, cls, values, source, faults)
-    complete = {name: section for name, section in sections.items() if section is not None}
-    faults += [f"{source}: {fault}" for fault in _contradictions(complete)]
+        read[name] = _read_section(name, cls, values, source, faults)
+    faults += [f"{source}: {fault}" for fault in contradictions(read)]
     if faults:
         raise PlanError(faults)
-    return Plan(version=version, **complete)
+    sections = {name: cls(**read[name]) for name, cls in SECTIONS.items()}
+    return Plan(version=version, **sections)
 
 
 def _shown(key: Any) -> str:
@@ -276,9 +267,8 @@ def _shown(key: Any) -> str:
 
 def _read_section(
     name: str, cls: type[Any], values: Mapping[str, Any], source: str, faults: list[str]
-) -> Any:
-    """One section's dataclass, or None after adding its faults."""
-    before = len(faults)
+) -> dict[str, Any]:
+    """The values of one section that could be read, defaults included; adds its faults."""
     known = {f.name: f for f in fields(cls)}
     for key in values:
         if key not in known:
@@ -288,108 +278,11 @@ def _read_section(
         rule: Rule = f.metadata["rule"]
         if key not in values:
             if f.default is not f.default_factory:  # both MISSING when required
+                arguments[key] = f.default
                 continue
             faults.append(f"{source}: {name}.{key} is missing; it must be {rule.allowed}")
         elif not rule.accepts(values[key]):
             faults.append(f"{source}: {name}.{key}={values[key]!r} must be {rule.allowed}")
         else:
             arguments[key] = rule.convert(values[key])
-    return cls(**arguments) if len(faults) == before else None
-
-
-def _contradictions(sections: Mapping[str, Any]) -> list[str]:
-    """Faults between values, for the sections that could be read."""
-    faults: list[str] = []
-    clients: Clients | None = sections.get("clients")
-    privacy: Privacy | None = sections.get("privacy")
-    data: Data | None = sections.get("data")
-    training: LocalTraining | None = sections.get("local_training")
-    if training:
-        faults += _training_contradictions(training)
-    if clients and clients.clients_per_round > clients.population:
-        faults.append(
-            f"clients.clients_per_round={clients.clients_per_round} must be at most "
-            f"clients.population={clients.population}"
-        )
-    if privacy and clients and privacy.smallest_cohort > clients.clients_per_round:
-        faults.append(
-            f"privacy.smallest_cohort={privacy.smallest_cohort} must be at most "
-            f"clients.clients_per_round={clients.clients_per_round}: no round could close"
-        )
-    if privacy and clients:
-        faults += _delta_contradictions(privacy, clients)
-    if privacy and (privacy.noise_multiplier is None) == (privacy.target_epsilon is None):
-        faults.append(
-            "privacy.noise_multiplier and privacy.target_epsilon: set exactly one of the two"
-        )
-    if privacy and privacy.secure_aggregation:
-        faults.append(
-            "privacy.secure_aggregation=true is not available in this release; set it to false"
-        )
-    if privacy and privacy.unit == "example" and privacy.noise == "server":
-        faults.append(
-            'privacy.noise="server" does not go with unit="example": the noise belongs to the '
-            'steps of each client; set noise = "device"'
-        )
-    if data:
-        faults += _data_contradictions(data)
-    return faults
-
-
-def _delta_contradictions(privacy: Privacy, clients: Clients) -> list[str]:
-    """Delta must be below one over the number of users, or examples, it protects."""
-    number, name, whose = clients.population, "clients.population", "somebody's data"
-    if privacy.unit == "example":
-        number *= clients.examples_per_client
-        name, whose = f"({name} * clients.examples_per_client)", "an example"
-    if privacy.delta * number < 1:
-        return []
-    return [
-        f"privacy.delta={privacy.delta:g} must be below 1/{name}={1 / number:g}: a larger one "
-        f"allows publishing {whose} whole"
-    ]
-
-
-def _training_contradictions(training: LocalTraining) -> list[str]:
-    faults = []
-    named = training.loss in LOSSES
-    if not named and ":" not in training.loss:
-        faults.append(
-            f"local_training.loss={training.loss!r} must be one of {', '.join(LOSSES)} or "
-            '"package.module:function"'
-        )
-    if named and training.target != "auto":
-        ids = training.loss == SPARSE_LOSS
-        if ids != (training.target == "class_ids"):
-            faults.append(
-                f'local_training.target="{training.target}" does not fit loss='
-                f'"{training.loss}", which takes {"class ids" if ids else "values"}; leave it out'
-            )
-    if training.optimizer_state == "keep":
-        faults.append(
-            'local_training.optimizer_state="keep" is not available in this release; set "reset"'
-        )
-    return faults
-
-
-def _data_contradictions(data: Data) -> list[str]:
-    own = data.source in ("folder", "csv")
-    faults = []
-    if own and not data.path:
-        faults.append(f'data.path is missing: source="{data.source}" needs it')
-    if own and data.partition != "natural":
-        faults.append(
-            f'data.partition="{data.partition}" must be "natural" with source="{data.source}": '
-            "the data already say whose they are"
-        )
-    if not own and data.partition == "natural":
-        faults.append(
-            f'data.partition="natural" needs source "folder" or "csv", not "{data.source}"'
-        )
-    if not own and (data.path or data.test_path):
-        faults.append(
-            f'data.path and data.test_path are for source "folder" and "csv", not "{data.source}"'
-        )
-    if data.source == "csv" and not data.feature_shape:
-        faults.append('data.feature_shape is missing: source="csv" needs it, e.g. [8, 8, 1]')
-    return faults
+    return arguments

@@ -10,7 +10,8 @@ import tensorflow as tf
 from tf_dpfl.client_work.interface import interface_of
 from tf_dpfl.client_work.losses import example_losses
 from tf_dpfl.data.federated import FederatedData
-from tf_dpfl.protocol.plan import BINARY_LOSS, LocalTraining
+from tf_dpfl.protocol.losses import BINARY_LOSS
+from tf_dpfl.protocol.plan import LocalTraining
 
 _BATCH_SIZE = 1000  # bounds memory; results do not depend on it
 

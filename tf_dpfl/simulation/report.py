@@ -18,7 +18,7 @@ _PAGE = """<!doctype html>
 <meta name="viewport" content="width=device-width, initial-scale=1">
 <title>{title}</title>
 <style>
-body {{ font: 16px/1.5 system-ui, sans-serif; max-width: 46rem; margin: 1rem auto;
+body {{ font: 16px/1.5 system-ui, sans-serif; max-width: 54rem; margin: 1rem auto;
   padding: 0 1rem; color: #222; }}
 svg {{ width: 100%; height: auto; }}
 pre {{ white-space: pre-wrap; background: #f4f4f4; padding: .8rem; font-size: .85rem; }}

@@ -1,0 +1,175 @@
+"""Faults between the values of a plan: each one allowed, but not together.
+
+A value that could not be read, or is missing, takes along only the checks that
+ask for it: the contradictions of all others are found at once.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from contextlib import suppress
+from typing import Any
+
+from tf_dpfl.protocol.losses import LOSSES, SPARSE_LOSS
+
+
+def contradictions(sections: Mapping[str, Mapping[str, Any]]) -> list[str]:
+    """Every fault between values of `sections`, which hold what could be read."""
+    plan = _Readable({name: _Readable(values) for name, values in sections.items()})
+    faults: list[str] = []
+    for check in _CHECKS:
+        with suppress(_Unread):
+            faults += check(plan)
+    return faults
+
+
+class _Unread(Exception):
+    """A check asked for a value that could not be read."""
+
+
+class _Readable:
+    """Values by their names; asking for one that is not there raises `_Unread`."""
+
+    def __init__(self, values: Mapping[str, Any]):
+        self._values = values
+
+    def __getattr__(self, name: str) -> Any:
+        if name not in self._values:
+            raise _Unread(name)
+        return self._values[name]
+
+
+def _cohort(plan: _Readable) -> Iterable[str]:
+    clients = plan.clients
+    if clients.clients_per_round > clients.population:
+        return [
+            f"clients.clients_per_round={clients.clients_per_round} must be at most "
+            f"clients.population={clients.population}"
+        ]
+    return []
+
+
+def _smallest_cohort(plan: _Readable) -> Iterable[str]:
+    smallest, expected = plan.privacy.smallest_cohort, plan.clients.clients_per_round
+    if smallest > expected:
+        return [
+            f"privacy.smallest_cohort={smallest} must be at most "
+            f"clients.clients_per_round={expected}: no round could close"
+        ]
+    return []
+
+
+def _delta(plan: _Readable) -> Iterable[str]:
+    """Delta must be below one over the number of users, or examples, it protects."""
+    delta, number = plan.privacy.delta, plan.clients.population
+    name, whose = "clients.population", "somebody's data"
+    if plan.privacy.unit == "example":
+        number *= plan.clients.examples_per_client
+        name, whose = f"({name} * clients.examples_per_client)", "an example"
+    if delta * number < 1:
+        return []
+    return [
+        f"privacy.delta={delta:g} must be below 1/{name}={1 / number:g}: a larger one "
+        f"allows publishing {whose} whole"
+    ]
+
+
+def _noise(plan: _Readable) -> Iterable[str]:
+    privacy = plan.privacy
+    if (privacy.noise_multiplier is None) == (privacy.target_epsilon is None):
+        return ["privacy.noise_multiplier and privacy.target_epsilon: set exactly one of the two"]
+    return []
+
+
+def _secure_aggregation(plan: _Readable) -> Iterable[str]:
+    if plan.privacy.secure_aggregation:
+        return ["privacy.secure_aggregation=true is not available in this release; set it to false"]
+    return []
+
+
+def _noise_place(plan: _Readable) -> Iterable[str]:
+    if plan.privacy.unit == "example" and plan.privacy.noise == "server":
+        return [
+            'privacy.noise="server" does not go with unit="example": the noise belongs to the '
+            'steps of each client; set noise = "device"'
+        ]
+    return []
+
+
+def _loss(plan: _Readable) -> Iterable[str]:
+    loss = plan.local_training.loss
+    if loss not in LOSSES and ":" not in loss:
+        return [
+            f"local_training.loss={loss!r} must be one of {', '.join(LOSSES)} or "
+            '"package.module:function"'
+        ]
+    return []
+
+
+def _target(plan: _Readable) -> Iterable[str]:
+    loss, target = plan.local_training.loss, plan.local_training.target
+    if loss not in LOSSES or target == "auto":
+        return []
+    ids = loss == SPARSE_LOSS
+    if ids != (target == "class_ids"):
+        return [
+            f'local_training.target="{target}" does not fit loss='
+            f'"{loss}", which takes {"class ids" if ids else "values"}; leave it out'
+        ]
+    return []
+
+
+def _optimizer_state(plan: _Readable) -> Iterable[str]:
+    if plan.local_training.optimizer_state == "keep":
+        return [
+            'local_training.optimizer_state="keep" is not available in this release; set "reset"'
+        ]
+    return []
+
+
+def _data_path(plan: _Readable) -> Iterable[str]:
+    source, path = plan.data.source, plan.data.path
+    if _is_own(source):
+        return [] if path else [f'data.path is missing: source="{source}" needs it']
+    if path or plan.data.test_path:
+        return [f'data.path and data.test_path are for source "folder" and "csv", not "{source}"']
+    return []
+
+
+def _partition(plan: _Readable) -> Iterable[str]:
+    source, partition = plan.data.source, plan.data.partition
+    if _is_own(source) and partition != "natural":
+        return [
+            f'data.partition="{partition}" must be "natural" with source="{source}": '
+            "the data already say whose they are"
+        ]
+    if not _is_own(source) and partition == "natural":
+        return [f'data.partition="natural" needs source "folder" or "csv", not "{source}"']
+    return []
+
+
+def _feature_shape(plan: _Readable) -> Iterable[str]:
+    if plan.data.source == "csv" and not plan.data.feature_shape:
+        return ['data.feature_shape is missing: source="csv" needs it, e.g. [8, 8, 1]']
+    return []
+
+
+def _is_own(source: str) -> bool:
+    """Whether the data are a user's own files."""
+    return source in ("folder", "csv")
+
+
+_CHECKS = (
+    _loss,
+    _target,
+    _optimizer_state,
+    _cohort,
+    _smallest_cohort,
+    _delta,
+    _noise,
+    _secure_aggregation,
+    _noise_place,
+    _data_path,
+    _partition,
+    _feature_shape,
+)
