@@ -16,6 +16,7 @@ from models.shapes import require_declared_input
 from models.validate import validate_model
 from tf_dpfl.client_work.computation import ClientComputation, layout_of
 from tf_dpfl.client_work.interface import interface_of
+from tf_dpfl.client_work.losses import require_fitting_loss
 from tf_dpfl.protocol.plan import Plan, Server
 from tf_dpfl.simulation.aggregation import SEED_TYPE, build_aggregation_process
 from tf_dpfl.simulation.noise import derive_seed, seed_from_os
@@ -65,7 +66,9 @@ def build_learning_process(
             [tff.TensorType(v.dtype, v.shape) for v in initial.non_trainable],
         )
     )
-    shards_type = shard_type(plan, interface_of(model, plan.local_training))
+    interface = interface_of(model, plan.local_training)
+    require_fitting_loss(plan.local_training.loss, interface)
+    shards_type = shard_type(plan, interface)
     aggregation = build_aggregation_process(plan, size=layout.size)
     server_optimizer = build_server_optimizer(plan.server)
 

@@ -14,11 +14,11 @@ _LAYERS = tf.keras.layers
 
 @replacement_of(_LAYERS.TimeDistributed)
 def _each_step(layer: Any, source: RandomSource) -> Any:
+    """All steps as one batch, which Keras does for its own layers alone.
+
+    For others it loops over the steps where the batch's size is known.
+    """
+    if getattr(layer.layer, "stateful", False):
+        return layer
     inner = replaced(layer.layer, source)
-    return layer if inner is layer.layer else changed_copy(layer, layer=inner)
-
-
-@replacement_of(_LAYERS.MultiHeadAttention)
-def _attention(layer: Any, source: RandomSource) -> Any:
-    # Keras makes the inner Dropout when the layer is built.
-    return changed_copy(layer, _dropout_layer=replaced(layer._dropout_layer, source))
+    return changed_copy(layer, layer=inner, _always_use_reshape=True)

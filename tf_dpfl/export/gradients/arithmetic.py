@@ -11,7 +11,6 @@ import tensorflow as tf
 from tf_dpfl.export.gradients.rules import gradient_of
 from tf_dpfl.export.gradients.shapes import (
     as_float,
-    constant,
     kept_shape,
     reduced_axes,
     refuse,
@@ -95,15 +94,6 @@ def _rsqrt(op: Any, grad: Any) -> Any:
     return grad * -0.5 * result * result * result
 
 
-@gradient_of("Pow")
-def _pow(op: Any, grad: Any) -> Any:
-    base = op.inputs[0]
-    exponent = float(constant(op, 1)) if op.inputs[1].shape.rank == 0 else math.nan
-    if not (exponent == int(exponent) if math.isfinite(exponent) else False):
-        refuse(op, "a power that is not a constant integer has no gradient rule")
-    return grad * exponent * tf.pow(base, exponent - 1.0), None
-
-
 @gradient_of("BiasAdd")
 def _bias_add(op: Any, grad: Any) -> Any:
     if op.get_attr("data_format") != b"NHWC":
@@ -138,8 +128,8 @@ def _mean(op: Any, grad: Any) -> Any:
     return _spread(op, grad * (1.0 / count)), None
 
 
-@gradient_of("Max")
-def _max(op: Any, grad: Any) -> Any:
+@gradient_of("Max", "Min")
+def _extreme(op: Any, grad: Any) -> Any:
     values, kept = op.inputs[0], kept_shape(op)
     largest = as_float(tf.equal(values, tf.reshape(op.outputs[0], kept)))
     ties = tf.reduce_sum(largest, axis=list(reduced_axes(op)), keepdims=True)
