@@ -109,14 +109,8 @@ class LookupGroup:
     products: ProductGroup | None
 
     def squared_norms(self) -> tf.Tensor:
-        """As `Group`.
-
-        Equal ids of one example are one row of the table: each of its k lookups
-        finds the row's whole gradient and counts it 1 / k times.
-        """
-        same = _equal(self.ids)
-        whole = sum_of_squares(tf.matmul(same, self.columns))
-        squared = tf.reduce_sum(whole / tf.reduce_sum(same, axis=2), axis=1)
+        """As `Group`."""
+        squared = sum_of_squares(_sums_of_equal_ids(self.ids, self.columns))
         if self.products is None:
             return squared
         rows, columns = self.products.rows, self.products.columns
@@ -181,14 +175,24 @@ def gram_is_cheaper(times: int, p: int, q: int) -> bool:
     return times == 1 or times * times * (p + q) < _MULTIPLICATIONS_PER_ENTRY * p * q
 
 
-def _equal(ids: tf.Tensor) -> tf.Tensor:
-    """1.0 where ids[b, s] == ids[b, t], else 0.0, [B, S, S].
+def _sums_of_equal_ids(ids: tf.Tensor, columns: tf.Tensor) -> tf.Tensor:
+    """The rows of the table's gradient that are not zero, of each example: [B, S * q].
 
-    Without broadcasting, for which TFLite's comparison is ten times slower.
+    Equal ids of one example are one row. Sorted they lie side by side, and each run
+    of them is added up in a slot of its own; slots that are left over stay zero.
     """
     examples, size = ids.shape
-    across = tf.reshape(tf.concat([ids] * size, axis=1), [examples, size, size])
-    return tf.cast(tf.equal(across, tf.transpose(across, [0, 2, 1])), tf.float32)
+    width = columns.shape[2]
+    if size == 1:
+        return tf.reshape(columns, [examples, width])
+    ordered, order = tf.math.top_k(ids, size)
+    begins = tf.cast(tf.not_equal(ordered[:, 1:], ordered[:, :-1]), tf.int32)
+    first = np.arange(examples, dtype=np.int32)[:, np.newaxis] * size + np.zeros(size, np.int32)
+    slot = tf.pad(tf.cumsum(begins, axis=1), [[0, 0], [1, 0]]) + first
+    flat = tf.reshape(columns, [examples * size, width])
+    moved = tf.gather(flat, tf.reshape(order + first, [-1]))
+    sums = tf.scatter_nd(tf.reshape(slot, [-1, 1]), moved, [examples * size, width])
+    return tf.reshape(sums, [examples, size * width])
 
 
 def norms(vectors: tf.Tensor) -> tf.Tensor:

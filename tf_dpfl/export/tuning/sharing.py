@@ -96,7 +96,7 @@ def _settled(options: Any) -> Any:
 
 
 def drop_unused(file: Any) -> None:
-    """Takes out tensors that no op uses, and keeps equal buffers once."""
+    """Takes out tensors that no op uses and names that nobody needs; equal buffers stay once."""
     for index, graph in enumerate(file.subgraphs):
         _drop_tensors(graph, [d for d in file.signatureDefs or [] if d.subgraphIndex == index])
     _drop_buffers(file)
@@ -112,6 +112,10 @@ def _drop_tensors(graph: Any, signatures: list[Any]) -> None:
     def moved(tensors: Any) -> Any:
         return np.array([place[int(tensor)] for tensor in tensors], np.int32)
 
+    named = {*graph.inputs, *graph.outputs}
+    for tensor in set(kept) - named:
+        # Names of what is inside are a quarter of the file of a recurrent model.
+        graph.tensors[tensor].name = None
     graph.tensors = [graph.tensors[tensor] for tensor in kept]
     graph.inputs, graph.outputs = moved(graph.inputs), moved(graph.outputs)
     for op in graph.operators:

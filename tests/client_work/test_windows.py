@@ -1,0 +1,69 @@
+"""What the windows of a convolution meet, against TensorFlow's own patches."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import tensorflow as tf
+
+from tf_dpfl.client_work.windows import Axis, patch_steps, patches
+
+# kernel, stride, dilation of rows and of columns; channels. The last of a row are
+# runs long enough for one stage, and short ones for two.
+WINDOWS = [
+    ((3, 3), (1, 1), (1, 1), 3),
+    ((3, 3), (1, 1), (1, 1), 16),
+    ((8, 8), (2, 2), (1, 1), 1),
+    ((4, 4), (2, 2), (1, 1), 8),
+    ((2, 2), (2, 2), (1, 1), 8),
+    ((1, 1), (1, 1), (1, 1), 2),
+    ((1, 1), (2, 2), (1, 1), 2),
+    ((2, 3), (3, 1), (1, 1), 2),
+    ((3, 2), (1, 1), (2, 3), 2),
+    ((1, 5), (1, 4), (1, 1), 1),
+]
+
+
+def axes(
+    image: tf.Tensor, padding: str, window: tuple[tuple[int, int], ...]
+) -> tuple[list[Axis], tf.Tensor]:
+    kernel, stride, dilation = window
+    expected = tf.image.extract_patches(
+        image, [1, *kernel, 1], [1, *stride, 1], [1, *dilation, 1], padding
+    )
+    found = []
+    for axis in (0, 1):
+        size, outputs = image.shape[axis + 1], expected.shape[axis + 1]
+        extent = (kernel[axis] - 1) * dilation[axis] + 1
+        missing = max((outputs - 1) * stride[axis] + extent - size, 0)
+        before = missing // 2 if padding == "SAME" else 0
+        found.append(Axis(size, outputs, kernel[axis], stride[axis], dilation[axis], before))
+    return found, expected
+
+
+@pytest.mark.parametrize("padding", ["SAME", "VALID"])
+@pytest.mark.parametrize("window", WINDOWS, ids=str)
+def test_patches_are_those_of_tensorflow(window: tuple, padding: str) -> None:
+    *geometry, channels = window
+    rng = np.random.default_rng(1)
+    image = tf.constant(rng.normal(size=(2, 13, 12, channels)).astype(np.float32))
+    (rows, columns), expected = axes(image, padding, tuple(geometry))
+    met = patches(image, rows, columns)
+    assert met.shape == (2, expected.shape[1] * expected.shape[2], expected.shape[3])
+    np.testing.assert_array_equal(met, tf.reshape(expected, met.shape))
+
+
+def test_pixels_in_front_of_the_first_window_are_skipped() -> None:
+    image = tf.reshape(tf.range(24.0), [1, 4, 6, 1])
+    met = patches(image, Axis(4, 2, 1, 1, 1, -2), Axis(6, 2, 2, 2, 1, -1))
+    np.testing.assert_array_equal(met, [[[13, 14], [15, 16], [19, 20], [21, 22]]])
+
+
+def test_a_pixel_for_a_window_needs_no_copies() -> None:
+    steps = patch_steps([2, 5, 4, 3], Axis(5, 5, 1, 1, 1, 0), Axis(4, 4, 1, 1, 1, 0))
+    assert [step.kind for step in steps] == ["reshape"]
+
+
+def test_a_short_run_is_gathered_in_two_stages() -> None:
+    steps = patch_steps([2, 28, 28, 1], Axis(28, 13, 4, 2, 1, 0), Axis(28, 13, 4, 2, 1, 0))
+    assert [step.kind for step in steps].count("gather") == 2
