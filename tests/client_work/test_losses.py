@@ -104,9 +104,15 @@ def test_a_logit_of_exactly_zero_has_the_gradient_of_the_binary_loss() -> None:
     np.testing.assert_allclose(gradient, 0.5 - y, atol=1e-7)
 
 
+def shares(powers: tf.Tensor) -> tf.Tensor:
+    """How a softmax over other axes than the last one ends."""
+    return powers / tf.reduce_sum(powers, axis=1, keepdims=True)
+
+
 PROBABILITIES: dict[str, Any] = {
     "of another loss": lambda x: tf.sigmoid(x),
     "reshaped": lambda x: tf.reshape(tf.nn.softmax(x), [-1, 3]),
+    "shares of a sum": lambda x: shares(tf.exp(x)),
     "averaged": lambda x: (tf.nn.softmax(x) + tf.nn.softmax(-x)) / 2.0,
     "pooled": lambda x: tf.reduce_mean(tf.nn.softmax(tf.stack([x, -x], 1)), axis=1),
     "clipped": lambda x: tf.minimum(tf.maximum(tf.nn.softmax(x), 1e-7), 1.0),

@@ -41,7 +41,7 @@ def logits_of(prediction: tf.Tensor, activation: str, *, loss: str) -> tf.Tensor
 def _holds_probabilities(tensor: tf.Tensor) -> bool:
     """Whether `tensor` is made of results of softmax or sigmoid alone, moved or averaged."""
     op = tensor.op
-    if op.type in ("Sigmoid", "Softmax"):
+    if op.type in ("Sigmoid", "Softmax") or _is_share_of_sum(op):
         return True
     if op.type in _OF_ONE:
         return _holds_probabilities(op.inputs[0])
@@ -51,6 +51,15 @@ def _holds_probabilities(tensor: tf.Tensor) -> bool:
     if op.type in ("Mul", "RealDiv") and len(parts) > 1:
         return False  # a gate, not a scale
     return bool(parts) and all(_holds_probabilities(part) for part in parts)
+
+
+def _is_share_of_sum(op: Any) -> bool:
+    """Whether `op` divides values by their own sum, as a softmax over other axes ends."""
+    return (
+        op.type == "RealDiv"
+        and op.inputs[1].op.type == "Sum"
+        and op.inputs[1].op.inputs[0] is op.inputs[0]
+    )
 
 
 def require_a_loss_each(
