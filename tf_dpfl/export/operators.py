@@ -19,7 +19,7 @@ _BUILTIN_NAMES = {
 
 @dataclass(frozen=True)
 class Operator:
-    """One op: its builtin or custom name, and the name of its first output."""
+    """One op: its builtin or custom name, and the name of its first output, if it has one."""
 
     name: str
     is_builtin: bool
@@ -38,8 +38,9 @@ def operators_of(content: bytes) -> list[Operator]:
             is_builtin = number != schema.BuiltinOperator.CUSTOM
             name = _BUILTIN_NAMES[number] if is_builtin else code.customCode.decode()
             has_output = op.outputs is not None and len(op.outputs) > 0
-            output = graph.tensors[op.outputs[0]].name.decode() if has_output else ""
-            found.append(Operator(name, is_builtin, output))
+            # A tuned file has names at its signatures alone.
+            output = (graph.tensors[op.outputs[0]].name or b"") if has_output else b""
+            found.append(Operator(name, is_builtin, output.decode()))
     return found
 
 

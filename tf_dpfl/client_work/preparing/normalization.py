@@ -70,12 +70,14 @@ def _group_means(pixels: tf.Tensor, groups: int) -> tf.Tensor:
 
 @replacement_of(_LAYERS.LayerNormalization)
 def _layers(layer: Any, _source: RandomSource) -> Any:
-    axes = [layer.axis] if isinstance(layer.axis, int) else list(layer.axis)
-    return _LayerNormalization(layer) if axes in ([-1], [len(layer.input_shape) - 1]) else layer
+    return _LayerNormalization(layer)
 
 
 class _LayerNormalization(tf.keras.layers.Layer):
-    """Ba et al. 1607.06450 over the last axis, with the original's gamma and beta."""
+    """Ba et al. 1607.06450 over the last axis, with the original's gamma and beta.
+
+    Over other axes the original is called.
+    """
 
     def __init__(self, original: Any):
         super().__init__(name=original.name)
@@ -84,7 +86,9 @@ class _LayerNormalization(tf.keras.layers.Layer):
 
     def call(self, inputs: tf.Tensor) -> tf.Tensor:
         """`inputs` with each row normalised."""
-        layer = self._original
+        layer, rank = self._original, inputs.shape.rank
+        if [axis % rank for axis in tf.nest.flatten(layer.axis)] != [rank - 1]:
+            return layer(inputs)
         centred = inputs - tf.reduce_mean(inputs, axis=-1, keepdims=True)
         variance = tf.reduce_mean(tf.square(centred), axis=-1, keepdims=True)
         result = centred * tf.math.rsqrt(variance + layer.epsilon)
