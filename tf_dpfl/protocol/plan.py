@@ -53,11 +53,12 @@ class Data:
 
     `source` "folder" is one `.npz` (arrays `x`, `y`) per client in `path`;
     "csv" is one file at `path` with the named client and label columns, every
-    other column a feature, reshaped to `feature_shape`. `test_path` is a `.npz`
-    with `x`, `y` for evaluation; it never reaches a client.
+    other column a feature, reshaped to `feature_shape`; "store" is a folder that
+    `dpfl data store` made of any of them, with its test split. `test_path` is a
+    `.npz` with `x`, `y` for evaluation; it never reaches a client.
     """
 
-    source: str = choice("digits", "fashion_mnist", "folder", "csv")
+    source: str = choice("digits", "fashion_mnist", "folder", "csv", "store")
     path: str = text(default="")
     test_path: str = text(default="")
     partition: str = choice("iid", "dirichlet", "shards", "natural", default="iid")
@@ -170,11 +171,17 @@ class Server:
 
 @dataclass(frozen=True)
 class Simulation:
-    """Speed and bookkeeping of a simulation; nothing here changes privacy."""
+    """Speed and bookkeeping of a simulation; nothing here changes privacy.
+
+    `records` "by_id": workers read users' examples from files (a store under the
+    same path on every worker's machine); "sent": each round sends its users'
+    examples as they are stored; "auto": by id wherever the workers can read them.
+    """
 
     users_per_shard: int = integer(at_least=1, default=25)
     evaluate_every: int = integer(at_least=1, default=10)
     checkpoint_every: int = integer(at_least=1, default=10)
+    records: str = choice("auto", "by_id", "sent", default="auto")
 
 
 @dataclass(frozen=True)
@@ -367,7 +374,7 @@ def _training_contradictions(training: LocalTraining) -> list[str]:
 
 
 def _data_contradictions(data: Data) -> list[str]:
-    own = data.source in ("folder", "csv")
+    own = data.source in ("folder", "csv", "store")
     faults = []
     if own and not data.path:
         faults.append(f'data.path is missing: source="{data.source}" needs it')
@@ -378,12 +385,16 @@ def _data_contradictions(data: Data) -> list[str]:
         )
     if not own and data.partition == "natural":
         faults.append(
-            f'data.partition="natural" needs source "folder" or "csv", not "{data.source}"'
+            f'data.partition="natural" needs source "folder", "csv" or "store", not '
+            f'"{data.source}"'
         )
     if not own and (data.path or data.test_path):
         faults.append(
-            f'data.path and data.test_path are for source "folder" and "csv", not "{data.source}"'
+            f'data.path and data.test_path are for source "folder", "csv" and "store", not '
+            f'"{data.source}"'
         )
+    if data.source == "store" and data.test_path:
+        faults.append('data.test_path is not for source "store": a store has its own test split')
     if data.source == "csv" and not data.feature_shape:
         faults.append('data.feature_shape is missing: source="csv" needs it, e.g. [8, 8, 1]')
     return faults

@@ -17,6 +17,7 @@ from models.registry import build_model
 from models.validate import validate_model
 from tf_dpfl.client_work.interface import interface_of
 from tf_dpfl.data.federated import FederatedData, load_federated_data
+from tf_dpfl.data.sharing import shared_on_this_machine
 from tf_dpfl.privacy.calibration import calibrate_plan
 from tf_dpfl.privacy.card import PrivacyCard
 from tf_dpfl.protocol.checks import finite_or_none
@@ -80,7 +81,8 @@ def simulate(
     emit = on_event or (lambda event: None)
     with open_run(Path(out), plan, seed=seed) as folder:
         model = _initial_model(folder, plan, data, model)
-        with tff_runtime():
+        data = data.fitted(interface_of(model, plan.local_training))
+        with shared_on_this_machine(data) as data, tff_runtime():
             return _run_rounds(plan, folder, model, data, emit)
 
 
@@ -104,12 +106,11 @@ def _run_rounds(
     plan: Plan, folder: RunFolder, model: tf.keras.Model, data: FederatedData, emit: EventSink
 ) -> SimulationResult:
     noise_seed = np.frombuffer(derive_bytes(folder.seed, "noise")[:16], np.int64)
-    process = build_learning_process(plan, model, noise_seed=noise_seed)
+    process = build_learning_process(plan, model, data, noise_seed=noise_seed)
     state = process.initialize()
     done, state = load_newest_checkpoint(folder.checkpoints, state) or (0, state)
     ledger = RunLedger(folder, plan, rounds_done=done)
     folder.keep_metrics_until(done)
-    data = data.fitted(interface_of(model, plan.local_training))
     evaluator = Evaluator(model, data, plan.local_training) if data.test_examples else None
     rounds = plan.server.rounds
     emit({"event": "started", "round": done, "rounds": rounds, "folder": str(folder.path)})
