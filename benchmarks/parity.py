@@ -19,7 +19,7 @@ from pathlib import Path
 
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
 
-from tables import arguments, show
+from tables import arguments, show, write_json
 
 ROOT = Path(__file__).resolve().parent.parent
 SYSTEMS = ("tf_dpfl, noise on devices", "tf_dpfl, noise on server", "stock TFF gaussian_fixed")
@@ -167,7 +167,8 @@ def main() -> int:
     for row in rows:
         row["points_from_stock"] = 100 * (row["accuracy_mean"] - stock["accuracy_mean"])
         row["times_stocks_speed"] = stock["seconds_per_round"] / row["seconds_per_round"]
-    show(rows, json_file=args.json)
+    show(rows)
+    write_json(rows, args.json)
     return 0
 
 

@@ -16,15 +16,20 @@ def arguments(description: str) -> argparse.ArgumentParser:
     return parser
 
 
-def show(rows: Sequence[Mapping[str, Any]], *, json_file: Path | None) -> None:
-    """Prints `rows` (same keys each; the first row names them) and writes them."""
+def show(rows: Sequence[Mapping[str, Any]]) -> None:
+    """Prints `rows` (same keys each; the first row names them)."""
     keys = list(rows[0])
     table = [keys] + [[_text(row[key]) for key in keys] for row in rows]
     widths = [max(len(line[i]) for line in table) for i in range(len(keys))]
     for line in table:
         print("  ".join(cell.ljust(width) for cell, width in zip(line, widths)).rstrip())
-    if json_file:
-        json_file.write_text(json.dumps(list(rows), indent=1) + "\n")
+
+
+def write_json(rows: Sequence[Mapping[str, Any]], file: Path | None) -> None:
+    """Writes `rows` to `file`, where one was asked for; a figure not measured is null."""
+    if file:
+        plain = [{k: None if v != v else v for k, v in row.items()} for row in rows]
+        file.write_text(json.dumps(plain, indent=1, allow_nan=False) + "\n")
 
 
 def _text(value: Any) -> str:

@@ -6,8 +6,8 @@ a stream again, and a key that leaks later tells nothing of other calls. ChaCha2
 and not AES: its software form takes constant time on processors without AES
 instructions too. A call may draw 2^38 bytes, 8 billion values.
 
-Each value is the sum of four Box-Muller draws from 53-bit uniforms in float64,
-rounded once to float32. A single float Gaussian has reachable and unreachable
+Each value is the sum of four Box-Muller draws from uniforms of at least 53 bits in
+float64, rounded once to float32. A single float Gaussian has reachable and unreachable
 values an attacker can tell apart (Jin et al., 2112.05307); the sum of four hides
 them (Holohan & Braghin, 2107.10138). Not covered: the time a call takes, the
 rounding of `update + noise`, and copies of the noise left in freed memory;
@@ -32,8 +32,8 @@ DRAWS_PER_VALUE = 4
 
 _KEY_BYTES = 32
 _WORD_BYTES = 8
-# Values computed at once: their words and floats stay in the processor's cache.
-_CHUNK = 2048
+# Values computed at once: few calls, and words and floats stay in the processor's cache.
+_CHUNK = 4096
 
 
 def noise_stddev_of_sum(*, clip_norm: float, noise_multiplier: float) -> float:
@@ -77,12 +77,16 @@ def gaussian_noise(
         return noise
     key_stream = _key_stream(random_bytes)
     scale = stddev / math.sqrt(DRAWS_PER_VALUE)
+    workspace = _workspace(min(size, _CHUNK))
     for start in range(0, size, _CHUNK):
         part = noise[start : start + _CHUNK]
-        pairs = (len(part) + 1) // 2
-        raw = key_stream(2 * DRAWS_PER_VALUE * pairs * _WORD_BYTES)
-        words = np.frombuffer(raw, np.uint64).reshape(2, DRAWS_PER_VALUE, pairs)
-        part[:] = (_box_muller(words).sum(axis=1).ravel() * scale)[: len(part)]
+        if len(part) < _CHUNK:
+            workspace = _workspace(len(part))
+        raw = key_stream(workspace[:2].nbytes)
+        words = np.frombuffer(raw, np.uint64).reshape(workspace[:2].shape)
+        values = _box_muller(words, workspace).sum(axis=1).ravel()
+        # Computed in float64 and rounded once, on the way into `part`.
+        np.multiply(values[: len(part)], scale, out=part, casting="same_kind")
     return noise
 
 
@@ -108,16 +112,36 @@ def _key_stream(random_bytes: Callable[[int], bytes]) -> Callable[[int], bytes]:
     return lambda count: encryptor.update(bytes(count))
 
 
-def _box_muller(words: NDArray[np.uint64]) -> NDArray[np.float64]:
+def _workspace(values: int) -> NDArray[np.float64]:
+    """Room for `_box_muller` to make `values` values, two of each pair."""
+    return np.empty((3, DRAWS_PER_VALUE, (values + 1) // 2))
+
+
+def _box_muller(words: NDArray[np.uint64], workspace: NDArray[np.float64]) -> NDArray[np.float64]:
     """Standard normals of the shape of `words`, [2, ...] (Box & Muller 1958).
 
     `words[0]` gives the radius, `words[1]` the angle. Cosine and sine are those
     of twice the angle whose tangent is taken: one slow function instead of two.
+    Everything happens inside `workspace`, [3, ...]; the result is its first two parts.
     """
-    # The upper 53 bits, the precision of float64; signed, which converts faster.
-    uniform = (words >> np.uint64(11)).view(np.int64)
-    radius = np.sqrt(-2.0 * np.log((uniform[0] + 1) * 2.0**-53))  # of (0, 1]: finite
-    tangent = np.tan((uniform[1] * 2.0**-53 - 0.5) * math.pi)  # at most 1.7e16: finite
-    square = tangent * tangent
-    radius /= 1.0 + square
-    return np.stack([radius * (1.0 - square), radius * (2.0 * tangent)])
+    radius, tangent, room = workspace
+    # The upper 53 bits, the precision of float64; signed integers convert faster.
+    np.right_shift(words[0], np.uint64(11), out=room.view(np.uint64))
+    np.copyto(radius, room.view(np.int64))
+    radius += 1.0
+    radius *= 2.0**-53  # in (0, 1]: the logarithm is finite
+    np.log(radius, out=radius)
+    radius *= -2.0
+    np.sqrt(radius, out=radius)
+    # As a signed number all 64 bits; float64 rounds them to 53 or finer.
+    np.copyto(tangent, words[1].view(np.int64))
+    tangent *= math.pi * 2.0**-64  # half the angle, in [-pi/2, pi/2]
+    np.tan(tangent, out=tangent)  # at most 1.7e16: finite
+    # cos = 2 / (1 + tan^2) - 1 and sin = 2 tan / (1 + tan^2) of twice that angle.
+    np.square(tangent, out=room)
+    room += 1.0
+    np.divide(radius, room, out=room)
+    room *= -2.0  # both with the other sign: half a turn, which changes no distribution
+    radius += room
+    tangent *= room
+    return workspace[:2]
