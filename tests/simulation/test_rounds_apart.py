@@ -40,7 +40,9 @@ def without_training(**privacy):
 def test_the_servers_noise_is_drawn_anew_for_every_round(data):
     plan = without_training(noise="server", noise_multiplier=3.0)
     with tff_runtime():
-        process = build_learning_process(plan, small_mlp(), data, noise_seed=np.array([1, 2], np.int64))
+        process = build_learning_process(
+            plan, small_mlp(), data, noise_seed=np.array([1, 2], np.int64)
+        )
         state, seen = process.initialize(), []
         before = weights_after(process, state)
         for _ in range(2):

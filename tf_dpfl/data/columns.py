@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from tf_dpfl.protocol.errors import DataError
-from tf_dpfl.protocol.examples import Examples, Int32, fitted
+from tf_dpfl.protocol.examples import Examples, fitted
 from tf_dpfl.protocol.interface import INT32, TARGET, ExampleInterface
 from tf_dpfl.protocol.tensors import Float32
 

@@ -85,7 +85,7 @@ class StoreWriter:
             raise DataError("a store is little-endian; this machine is not")
         if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
             raise DataError(f"{folder}: exists already; name a new folder for the store")
-        if INPUT in columns and len(columns) != 2 or TARGET not in columns or len(columns) < 2:
+        if (INPUT in columns and len(columns) != 2) or TARGET not in columns or len(columns) < 2:
             raise DataError(f"a store has inputs and {TARGET}, not {sorted(columns)}")
         self._folder = folder
         self._temporary = folder.with_name(f".{folder.name}.{os.urandom(6).hex()}.tmp")
@@ -147,9 +147,7 @@ class StoreWriter:
             shutil.rmtree(self._temporary, ignore_errors=True)
 
     def _put(self, name: str, array: NDArray[Any]) -> None:
-        view = memoryview(np.ascontiguousarray(array)).cast("B") if array.size else b""
-        for start in range(0, len(view), _CHUNK_BYTES):
-            piece = view[start : start + _CHUNK_BYTES]
+        for piece in _pieces(np.ascontiguousarray(array)):
             self._files[name].write(piece)
             self._digests[name].update(piece)
 
@@ -242,9 +240,7 @@ def open_store(folder: Path) -> FederatedData:
         client_names=NumberedNames(len(offsets) - 1),
         description=header["description"],
         files=ColumnFiles(
-            columns={
-                name: str((folder / f"{name}.bin").resolve()) for name in (*columns, TARGET)
-            },
+            columns={name: str((folder / f"{name}.bin").resolve()) for name in (*columns, TARGET)},
             offsets=str((folder / f"{_OFFSETS}.bin").resolve()),
             header=(str((folder / HEADER_FILE).resolve()), content),
         ),
@@ -298,10 +294,16 @@ def _mapped(path: Path, entry: Mapping[str, Any]) -> NDArray[Any]:
 
 def _array_digest(array: NDArray[Any]) -> str:
     digest = hashlib.sha256()
-    view = memoryview(array).cast("B") if array.size else b""
-    for start in range(0, len(view), _CHUNK_BYTES):
-        digest.update(view[start : start + _CHUNK_BYTES])
+    for piece in _pieces(array):
+        digest.update(piece)
     return digest.hexdigest()
+
+
+def _pieces(array: NDArray[Any]) -> Iterator[memoryview]:
+    """The bytes of a contiguous array, some at a time."""
+    flat = array.reshape(-1).view(np.uint8) if array.size else np.zeros(0, np.uint8)
+    for start in range(0, len(flat), _CHUNK_BYTES):
+        yield flat[start : start + _CHUNK_BYTES].data
 
 
 def _entry(dtype: Any, shape: Sequence[int], sha256: str) -> dict[str, Any]:

@@ -385,8 +385,7 @@ def _data_contradictions(data: Data) -> list[str]:
         )
     if not own and data.partition == "natural":
         faults.append(
-            f'data.partition="natural" needs source "folder", "csv" or "store", not '
-            f'"{data.source}"'
+            f'data.partition="natural" needs source "folder", "csv" or "store", not "{data.source}"'
         )
     if not own and (data.path or data.test_path):
         faults.append(

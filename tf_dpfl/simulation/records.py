@@ -97,9 +97,7 @@ class ShardExamples:
         return tf.reshape(values, tf.concat([tf.shape(values)[:outer], tensor.shape], 0))
 
 
-def shard_of(
-    data: FederatedData, user_ids: NDArray[np.int64], plan: Plan
-) -> OrderedDict[str, Any]:
+def shard_of(data: FederatedData, user_ids: NDArray[np.int64], plan: Plan) -> OrderedDict[str, Any]:
     """One shard of these users, of `ShardRecords.shard_type`.
 
     Raises IndexError when an id is not a client of `data`.
@@ -221,6 +219,4 @@ class ShardRecords:
 
 def _mapped(path: str, dtype: Any, shape: list[int]) -> tf.Tensor:
     """A file's bytes as a tensor; only the pages that are used are read."""
-    return tf.raw_ops.ImmutableConst(
-        dtype=tf.as_dtype(dtype), shape=shape, memory_region_name=path
-    )
+    return tf.raw_ops.ImmutableConst(dtype=tf.as_dtype(dtype), shape=shape, memory_region_name=path)

@@ -125,9 +125,7 @@ def choose_training(computation: ClientComputation, plan: Plan) -> ShardTraining
     if plan.privacy.unit == "example":
         return ShardTraining(computation, plan, None, "every example's gradient is clipped")
     try:
-        net = DenseNet(
-            computation, plan.local_training, examples=plan.clients.examples_per_client
-        )
+        net = DenseNet(computation, plan.local_training, examples=plan.clients.examples_per_client)
     except NotDenseError as error:
         return ShardTraining(computation, plan, None, str(error))
     return ShardTraining(computation, plan, net, "a dense network with a low-rank first layer")
@@ -155,8 +153,12 @@ def train_shard(
       `sum` float32 [d], `reports` int32 [], `nonfinite` int32 [] (users whose
       update was not finite and counted as zero).
     """
-    train = _train_one_by_one if training.dense_net is None else _train_in_blocks
-    total, nonfinite = train(training, weights, seed, examples, clip_norm)
+    if training.dense_net is None:
+        total, nonfinite = _train_one_by_one(training, weights, seed, examples, clip_norm)
+    else:
+        total, nonfinite = _train_in_blocks(
+            training, training.dense_net, weights, seed, examples, clip_norm
+        )
     total += _sum_of_shares(training, seed, examples.user_ids)
     return OrderedDict(sum=total, reports=tf.size(examples.user_ids), nonfinite=nonfinite)
 
@@ -208,13 +210,14 @@ def _train_one_by_one(
 
 def _train_in_blocks(
     training: ShardTraining,
+    net: DenseNet,
     weights: tf.Tensor,
     seed: tf.Tensor,
     examples: ShardExamples,
     clip_norm: tf.Tensor,
 ) -> tuple[tf.Tensor, tf.Tensor]:
     """As `_train_one_by_one`, for a dense network."""
-    computation, plan, net = training.computation, training.plan, training.dense_net
+    computation, plan = training.computation, training.plan
     batch_size = plan.local_training.batch_size
     block = users_of_a_block(net, examples=plan.clients.examples_per_client)
     start = computation.split(weights)
@@ -229,16 +232,14 @@ def _train_in_blocks(
         chosen = tf.gather(order, tf.minimum(places, users - 1))
         # The last block is filled up with users without examples.
         counts = tf.where(places < users, tf.gather(examples.counts, chosen), 0)
-        random = None
-        if net.draws:
-            random = _uniforms_of_users(training, seed, tf.gather(examples.user_ids, chosen))
+        seeds = _seeds(seed, tf.gather(examples.user_ids, chosen)) if net.draws else None
         updates = train_users(
             net,
             start,
             examples.of_users(chosen, counts, multiple=batch_size),
             counts,
             settings=plan.local_training,
-            random=random,
+            random=None if seeds is None else _uniforms_of_users(computation, seeds, plan),
         )
         sums, broken = updates.clipped_sum(clip_norm, counts)
         flat = tf.concat([tf.reshape(piece, [-1]) for piece in sums], axis=0)
@@ -253,18 +254,24 @@ def _train_in_blocks(
     return total, nonfinite
 
 
+def _seeds(seed: tf.Tensor, user_ids: tf.Tensor) -> tf.Tensor:
+    """The seeds of several users, int64 [K, 2]."""
+    of_user = tf.TensorSpec([2], tf.int64)
+    return tf.map_fn(lambda user: derive_seed(seed, user), user_ids, fn_output_signature=of_user)
+
+
 def _uniforms_of_users(
-    training: ShardTraining, seed: tf.Tensor, user_ids: tf.Tensor
+    computation: ClientComputation, user_seeds: tf.Tensor, plan: Plan
 ) -> StepValues:
-    """`_uniforms` of every user, float32 [K, batch_size, random_values]."""
+    """What the random layers of K users take at each step, float32 [K, batch_size, r]."""
+    values = tf.TensorSpec([plan.local_training.batch_size, computation.interface.random_values])
 
     def of_step(step: tf.Tensor) -> tf.Tensor:
-        def of_user(user_id: tf.Tensor) -> tf.Tensor:
-            values = _uniforms(training.computation, derive_seed(seed, user_id), training.plan)
-            return values(step)
+        def of_user(user_seed: tf.Tensor) -> tf.Tensor:
+            uniforms = _uniforms(computation, user_seed, plan)
+            return None if uniforms is None else uniforms(step)
 
-        shape = [training.plan.local_training.batch_size, training.dense_net.interface.random_values]
-        return tf.map_fn(of_user, user_ids, fn_output_signature=tf.TensorSpec(shape))
+        return tf.map_fn(of_user, user_seeds, fn_output_signature=values)
 
     return of_step
 

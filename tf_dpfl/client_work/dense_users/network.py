@@ -57,9 +57,7 @@ class DenseNet:
         first layer would save nothing.
     """
 
-    def __init__(
-        self, computation: ClientComputation, settings: LocalTraining, *, examples: int
-    ):
+    def __init__(self, computation: ClientComputation, settings: LocalTraining, *, examples: int):
         if settings.optimizer not in ("sgd", "momentum"):
             raise NotDenseError(f"local_training.optimizer={settings.optimizer!r} is not linear")
         if settings.batch_size < 2:
@@ -176,7 +174,9 @@ def _sites(
         raise NotDenseError(str(error)) from error
     for site in sites:
         product = site.op.type == "MatMul"
-        transposed = product and (site.op.get_attr("transpose_a") or site.op.get_attr("transpose_b"))
+        transposed = product and (
+            site.op.get_attr("transpose_a") or site.op.get_attr("transpose_b")
+        )
         if site.index not in _OPS.get(site.op.type, ()) or transposed:
             raise NotDenseError(f"{site.op.name} ({site.op.type}) is not a dense layer's")
     return sites

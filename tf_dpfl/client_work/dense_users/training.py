@@ -211,17 +211,13 @@ def _optimizer_step(
     rate = settings.learning_rate
     plain = settings.optimizer == "sgd"
     if settings.proximal:
-        gradients = [
-            g + settings.proximal * (v - s) for g, v, s in zip(gradients, values, starts)
-        ]
+        gradients = [g + settings.proximal * (v - s) for g, v, s in zip(gradients, values, starts)]
     if plain and not settings.proximal:
         return [v - rate * g for v, g in zip(values, gradients)]
     going = [_like(active, g) for g in gradients]
     if plain:
         return [v - rate * g * a for v, g, a in zip(values, gradients, going)]
-    moved = [
-        s + a * (settings.momentum * s + g - s) for s, g, a in zip(speeds, gradients, going)
-    ]
+    moved = [s + a * (settings.momentum * s + g - s) for s, g, a in zip(speeds, gradients, going)]
     return [*(v - rate * s * a for v, s, a in zip(values, moved, going)), *moved]
 
 
