@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 
 from mobile_client import probe
 from tf_dpfl.protocol import signatures
+from tf_dpfl.protocol.clipping import LARGEST_NORM
 from tf_dpfl.protocol.errors import TaskError
 from tf_dpfl.protocol.examples import Examples
 from tf_dpfl.protocol.interpreter import load_interpreter
@@ -106,7 +107,7 @@ class Trainer:
           draw_noise: gives fresh noise of the plan's scale for each step, float32 [d].
 
         Returns:
-          float32 [d], finite. It is private already: each step clipped its
+          float32 [d], of finite norm. It is private already: each step clipped its
           examples' gradients and added noise.
 
         Raises:
@@ -123,9 +124,11 @@ class Trainer:
             raise TaskError(f"{CLIENT_FILE}: training failed: {error!r}") from None
         self._check_shape(trained)
         update = trained - weights
-        if not np.isfinite(update).all():
+        norm = float(np.linalg.norm(update.astype(np.float64)))
+        if not norm < LARGEST_NORM:
             raise TaskError(
-                f"{CLIENT_FILE}: training has diverged, the update is not finite; nothing is sent"
+                f"{CLIENT_FILE}: training has diverged, the update has norm {norm:g}; nothing is "
+                "sent"
             )
         return update
 

@@ -17,7 +17,7 @@ def require_keepable(model: tf.keras.Model) -> None:
 
     Tried before the first round, because a run, a task and a server's state all
     keep the model as such a file. What does not load is a Lambda layer around
-    Python code, or a layer of one's own without `get_config`.
+    Python code, a layer of one's own without `get_config`, or one that holds another.
     """
     require_declared_input(model)
     with tempfile.TemporaryDirectory() as folder:
@@ -28,8 +28,10 @@ def require_keepable(model: tf.keras.Model) -> None:
         except Exception as error:  # Keras raises whatever a layer's own code leads to
             raise ModelError(
                 f"{model.name}: can not be saved as .keras and loaded again: "
-                f"{first_line(error)[:300]}; use Keras' own layers instead of Lambda, and give "
-                "layers of your own get_config and tf.keras.saving.register_keras_serializable"
+                f"{first_line(error)[:300]}; use Keras' own layers instead of Lambda, activations "
+                "by name, give layers of your own get_config and "
+                "tf.keras.saving.register_keras_serializable, and tie weights by calling one layer "
+                "twice"
             ) from None
 
 

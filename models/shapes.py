@@ -5,9 +5,12 @@ from __future__ import annotations
 from typing import Any
 
 import tensorflow as tf
+from keras.src.engine.functional import Functional
 
 from tf_dpfl.protocol.errors import ModelError
 from tf_dpfl.protocol.imports import first_line
+
+_CALLS_OF_KERAS = (Functional.call, tf.keras.Sequential.call)
 
 
 def check_shapes(
@@ -61,6 +64,11 @@ def require_declared_input(model: tf.keras.Model) -> None:
             f"{model.name} ({type(model).__name__}): must be a tf.keras.Sequential or functional "
             "tf.keras.Model(inputs, outputs); only these can be trained, saved and exported "
             "without their Python code"
+        )
+    if type(model).call not in _CALLS_OF_KERAS:
+        raise ModelError(
+            f"{model.name} ({type(model).__name__}): has a call of its own beside its layers; put "
+            "what it does into a layer"
         )
 
 

@@ -16,7 +16,16 @@ _LAYERS = tf.keras.layers
 
 # Operations that write a variable. Reading is "ReadVariableOp".
 _WRITES = ("AssignVariableOp", "AssignAddVariableOp", "AssignSubVariableOp", "ResourceScatter")
-_RANDOM = ("Random", "StatelessRandom", "Stateful", "Multinomial", "ParameterizedTruncated")
+_RANDOM = (
+    "Random",
+    "StatelessRandom",
+    "StatefulRandom",
+    "StatefulStandardNormal",
+    "StatefulTruncatedNormal",
+    "StatefulUniform",
+    "Multinomial",
+    "ParameterizedTruncated",
+)
 
 # These take their randomness from outside when the model is prepared.
 _FED = (
@@ -24,10 +33,17 @@ _FED = (
     _LAYERS.AlphaDropout,
     _LAYERS.GaussianDropout,
     _LAYERS.GaussianNoise,
+    _LAYERS.Attention,
+    _LAYERS.AdditiveAttention,
+    _LAYERS.SimpleRNNCell,
+    _LAYERS.LSTMCell,
+    _LAYERS.GRUCell,
+    _LAYERS.LSTM,  # which draws for its cell
+    _LAYERS.GRU,
 )
 _USE_FED_LAYERS = (
     "use Dropout, SpatialDropout, AlphaDropout, GaussianDropout or GaussianNoise as layers of "
-    "their own (in front of a recurrent layer instead of inside), or remove it"
+    "their own, or remove it"
 )
 
 # Keras appends this when one layer is called more than once.
@@ -91,6 +107,12 @@ def _layer_faults(layer: Any) -> Iterator[str]:
             "bounds; use GroupNormalization or LayerNormalization, or freeze it "
             "(trainable=False)"
         )
+    if isinstance(layer, _LAYERS.SpectralNormalization) and layer.trainable:
+        yield (
+            "normalises its weights by a vector that training changes, which would not reach the "
+            f"server; use the {type(layer.layer).__name__} inside alone, and LayerNormalization "
+            "behind it"
+        )
     # Containers and wrappers report what their parts do.
     if getattr(layer, "stateful", False) and not any(
         getattr(child, "stateful", False) for child in inner
@@ -105,6 +127,12 @@ def _layer_faults(layer: Any) -> Iterator[str]:
                 f"{name.lstrip('_')} adds a loss of its own, the local loss is the plan's "
                 "alone; remove it"
             )
+    constrained = [w.name for w in layer._trainable_weights if _constraint(w) is not None]
+    if constrained:
+        yield (
+            f"constrains its weights ({', '.join(constrained)}) after every step, which neither "
+            "devices nor noise would keep to; remove the constraint"
+        )
     dtypes = {w.dtype.name for w in layer._trainable_weights if w.dtype != tf.float32}
     computes = layer.compute_dtype
     if layer._trainable_weights and computes not in ("float32", None):
@@ -114,6 +142,10 @@ def _layer_faults(layer: Any) -> Iterator[str]:
             f"has weights or arithmetic in {', '.join(sorted(dtypes))}; updates are float32: "
             'use dtype="float32" and no mixed precision'
         )
+
+
+def _constraint(weight: Any) -> Any:
+    return getattr(weight, "constraint", None)
 
 
 def _is_batch_normalization(layer: Any) -> bool:
@@ -145,6 +177,8 @@ def _computed_faults(model: Any, *, known: tuple[str, ...]) -> Iterator[str]:
             f"{model.name}: takes batches of one fixed size; leave it open (tf.keras.Input(shape))"
         )
         return
+    if _said(known, "normalises its weights"):
+        return  # it asks for a Python bool and fails in a graph
     try:
         step = tf.function(lambda *x: _called(model, x, training=True))
         graph_of_step = step.get_concrete_function(*specs)
@@ -175,7 +209,14 @@ def _computed_faults(model: Any, *, known: tuple[str, ...]) -> Iterator[str]:
             "alone: remove it"
         )
     # Random predictions differ from call to call, whatever the other examples are.
-    if not random and not _said(known, "mixes the examples") and _mixes_examples(model, specs):
+    if random or _said(known, "mixes the examples"):
+        return
+    try:
+        mixed = _mixes_examples(model, specs)
+    except Exception as error:  # of the model's own code, or of TensorFlow
+        yield f"{model.name}: fails on two examples: {first_line(error)}"
+        return
+    if mixed:
         yield (
             f"{model.name}: one example changes another one's logits; every layer must treat "
             "the examples of a batch apart"

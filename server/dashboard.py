@@ -66,7 +66,7 @@ def _statement(privacy: Mapping[str, Any]) -> str:
         return f"{against} Against this server itself there is no protection: it adds the noise."
     return (
         f"{against} Against this server itself, a device's own reports hold the local epsilon "
-        "of its noise share, which the device accounts for."
+        "of its own noise, which the device accounts for."
     )
 
 

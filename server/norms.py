@@ -2,19 +2,15 @@
 
 from __future__ import annotations
 
-import math
-
 import numpy as np
 
-from tf_dpfl.protocol.clipping import clip_by_global_norm
+from tf_dpfl.protocol.clipping import LARGEST_NORM, clip_by_global_norm
 from tf_dpfl.protocol.errors import WireError
 from tf_dpfl.protocol.plan import Privacy
 from tf_dpfl.protocol.tensors import Float32
 
 # A device clips in float32: what it calls clip_norm may be longer by its rounding.
 _ROUNDING = 1e-6
-# The norm from which the protocol calls an update broken (protocol/clipping.py).
-_BROKEN_NORM = math.sqrt(float(np.finfo(np.float32).max))
 
 
 def bounded_update(vector: Float32, privacy: Privacy) -> Float32:
@@ -31,8 +27,8 @@ def bounded_update(vector: Float32, privacy: Privacy) -> Float32:
     """
     norm = float(np.linalg.norm(vector.astype(np.float64)))
     if privacy.noise != "server":
-        if not norm < _BROKEN_NORM:
-            raise _too_long(norm, f"below {_BROKEN_NORM:.3g}, what an update can be")
+        if not norm < LARGEST_NORM:
+            raise _too_long(norm, f"below {LARGEST_NORM:.3g}, what an update can be")
         return vector
     if not norm <= privacy.clip_norm * (1.0 + _ROUNDING):
         raise _too_long(norm, f"at most clip_norm={privacy.clip_norm:g}; clip it")

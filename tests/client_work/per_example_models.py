@@ -80,6 +80,14 @@ class CentredBatch(layers.Layer):
         return x - tf.reduce_mean(x, axis=0, keepdims=True)
 
 
+class SortedAndPooled(layers.Layer):
+    """The largest entries in their order, and a smooth maximum of all."""
+
+    def call(self, x):
+        smooth = tf.reduce_logsumexp(x, axis=-1, keepdims=True)
+        return tf.concat([tf.math.top_k(x, 3).values, smooth], axis=-1)
+
+
 class NormalisedKernel(layers.Layer):
     """Computes with a weight before it meets the batch."""
 
@@ -175,6 +183,11 @@ ONE_PASS = {
     ),
     "embedding": lambda: text(layers.GlobalAveragePooling1D(), layers.Dense(CLASSES)),
     "masked_gru": lambda: text(layers.GRU(5, unroll=True), layers.Dense(CLASSES), mask_zero=True),
+    "masked_pooling": lambda: text(
+        layers.GlobalAveragePooling1D(), layers.Dense(CLASSES), mask_zero=True
+    ),
+    "nearest_enlarged": lambda: image(layers.Conv2D(3, 2), layers.UpSampling2D((2, 3))),
+    "sorted": lambda: series(layers.Dense(6), SortedAndPooled()),
     "simple_rnn": lambda: series(layers.SimpleRNN(5, unroll=True, return_sequences=True)),
     "lstm": lambda: series(layers.Bidirectional(layers.LSTM(4, unroll=True))),
     "gru": lambda: series(layers.GRU(5, unroll=True, reset_after=False)),

@@ -8,8 +8,9 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
-from tf_dpfl.client_work.losses import NAMED, example_losses
+from tf_dpfl.client_work.losses import NAMED, example_losses, require_fitting_loss
 from tf_dpfl.protocol.errors import ModelError
+from tf_dpfl.protocol.interface import ExampleInterface, ExampleTensor
 from tf_dpfl.protocol.plan import LOSSES
 
 K = tf.keras.losses
@@ -94,9 +95,88 @@ def cubed(y: tf.Tensor, prediction: tf.Tensor) -> tf.Tensor:
     return tf.reduce_sum(tf.abs(y - prediction) ** 3.0, axis=-1)
 
 
+def test_a_logit_of_exactly_zero_has_the_gradient_of_the_binary_loss() -> None:
+    """As in a last layer that starts at zero: sigmoid(0) - y, not the -y of a relu's kink."""
+    y = np.array([[1.0], [0.0], [0.3]], np.float32)
+    _, gradient = value_and_gradient(
+        example_losses("binary_crossentropy"), y, np.zeros((3, 1), np.float32)
+    )
+    np.testing.assert_allclose(gradient, 0.5 - y, atol=1e-7)
+
+
+PROBABILITIES: dict[str, Any] = {
+    "of another loss": lambda x: tf.sigmoid(x),
+    "reshaped": lambda x: tf.reshape(tf.nn.softmax(x), [-1, 3]),
+    "averaged": lambda x: (tf.nn.softmax(x) + tf.nn.softmax(-x)) / 2.0,
+    "pooled": lambda x: tf.reduce_mean(tf.nn.softmax(tf.stack([x, -x], 1)), axis=1),
+    "clipped": lambda x: tf.minimum(tf.maximum(tf.nn.softmax(x), 1e-7), 1.0),
+}
+LOGITS: dict[str, Any] = {
+    "log of probabilities": lambda x: tf.math.log(tf.nn.softmax(x)),
+    "a gate": lambda x: x * tf.sigmoid(x),
+    "attention": lambda x: tf.matmul(tf.nn.softmax(x), tf.ones([3, 3])),
+    "a sum with logits": lambda x: x + tf.nn.softmax(x),
+}
+
+
+@pytest.mark.parametrize("made", PROBABILITIES)
+def test_probabilities_made_otherwise_are_not_taken_for_logits(made: str) -> None:
+    loss = example_losses("sparse_categorical_crossentropy")
+    traced = tf.function(lambda y, x: loss(y, PROBABILITIES[made](x)), autograph=False)
+    with pytest.raises(ModelError, match="ends in probabilities .* takes logits: .* in softmax"):
+        traced(tf.zeros([2], tf.int32), tf.ones([2, 3]))
+
+
+@pytest.mark.parametrize("made", LOGITS)
+def test_logits_made_with_probabilities_are_logits(made: str) -> None:
+    loss = example_losses("sparse_categorical_crossentropy")
+    traced = tf.function(lambda y, x: loss(y, LOGITS[made](x)), autograph=False)
+    assert traced(tf.zeros([2], tf.int32), tf.ones([2, 3])).shape == [2]
+
+
 def test_a_function_of_the_users_own() -> None:
     assert example_losses("test_losses:cubed") is not None
     losses = example_losses("test_losses:cubed")(tf.zeros([2, 3]), tf.ones([2, 3]))
     np.testing.assert_array_equal(losses, [3.0, 3.0])
     with pytest.raises(ModelError, match=r"local_training.loss='test_losses:none'.*nothing"):
         example_losses("test_losses:none")
+
+
+def scalar(y: Any, prediction: Any) -> Any:
+    return tf.reduce_mean(tf.square(y - prediction))
+
+
+def centred(y: Any, prediction: Any) -> Any:
+    return tf.reduce_mean(tf.square(y - prediction), -1) + tf.reduce_mean(prediction)
+
+
+def of_every_output(y: Any, prediction: Any) -> Any:
+    return tf.square(y - prediction)
+
+
+def double(y: Any, prediction: Any) -> Any:
+    return tf.cast(cubed(y, prediction), tf.float64)
+
+
+def failing(y: Any, prediction: Any) -> Any:
+    raise KeyError("no such thing")
+
+
+@pytest.mark.parametrize(
+    ("name", "message"),
+    [
+        ("scalar", r"gives float32 of shape \(\) .* float32 of shape \(n,\)"),
+        ("centred", "one example changes another one's loss"),
+        ("of_every_output", r"gives float32 of shape \(2, 3\)"),
+        ("double", "gives float64"),
+        ("failing", "fails on two examples: KeyError"),
+    ],
+)
+def test_a_loss_must_give_each_example_its_own(name: str, message: str) -> None:
+    """Else padding would count, and one example's gradient hold another's."""
+    target = ExampleTensor("y", "float32", (3,))
+    interface = ExampleInterface((ExampleTensor("x", "float32", (4,)),), target, (3,))
+    require_fitting_loss("test_losses:cubed", interface)
+    require_fitting_loss("huber", interface)
+    with pytest.raises(ModelError, match=f"local_training.loss='test_losses:{name}'.*{message}"):
+        require_fitting_loss(f"test_losses:{name}", interface)

@@ -118,22 +118,90 @@ def test_the_keras_model_stays_as_it_was() -> None:
     assert model.layers[0].output is not None  # one inbound node still
 
 
-@tf.keras.utils.register_keras_serializable("tests")
 class HiddenDropout(L.Layer):
-    """Dropout where only Python code leads to it."""
+    """Dropout in lists and models where only Python code leads to it."""
 
     def __init__(self, **keywords: Any):
         super().__init__(**keywords)
-        self.inner = L.Dropout(0.5)
+        self.parts = [L.Dropout(0.5), tf.keras.Sequential([L.InputLayer(SHAPE), L.Dropout(0.5)])]
+        self.named = {"last": L.Dense(5, "gelu", use_bias=False, kernel_initializer="identity")}
 
     def call(self, x: Any, training: bool = False) -> Any:
-        """x with some entries dropped."""
-        return self.inner(x, training=training)
+        """x with some entries dropped, twice."""
+        for part in self.parts:
+            x = part(x, training=training)
+        return self.named["last"](x)
 
 
-def test_randomness_that_can_not_be_reached_is_refused() -> None:
-    with pytest.raises(ModelError, match="inside of a layer that is not Keras' own"):
-        prepare_model(of(HiddenDropout()))
+def test_what_a_layer_of_ones_own_is_made_of_is_prepared() -> None:
+    layer = HiddenDropout()
+    layer.parent = layer  # what goes round in circles ends
+    model = of(layer)
+    assert prepare_model(model).random_values == 2 * 30
+    x, uniforms = np.ones((4, *SHAPE), np.float32), draws(model, 4)
+    kept = (uniforms.reshape(4, 2, *SHAPE) >= 0.5).all(axis=1)
+    expected = tf.keras.activations.gelu(tf.constant(4.0)).numpy() * kept
+    np.testing.assert_allclose(run(model, x, uniforms), expected, atol=2e-6)
+    assert isinstance(layer.parts[0], L.Dropout)  # the original stays
+
+
+def test_every_step_of_a_series_has_its_own_mask() -> None:
+    model = of(L.TimeDistributed(L.Dropout(0.3)))
+    uniforms = draws(model, 4)
+    expected = (uniforms.reshape(4, *SHAPE) >= 0.3) / np.float32(0.7)
+    ones = np.ones((4, *SHAPE), np.float32)
+    np.testing.assert_allclose(run(model, ones, uniforms), expected, rtol=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("layer", "values"),
+    [
+        (L.SimpleRNN(3, dropout=0.5), 5),
+        (L.LSTM(3, recurrent_dropout=0.5), 4 * 3),
+        (L.Bidirectional(L.GRU(3, dropout=0.5)), 2 * 3 * 5),
+        (L.RNN([L.GRUCell(3, dropout=0.5), L.LSTMCell(2, recurrent_dropout=0.5)]), 3 * 5 + 4 * 2),
+        (L.Attention(dropout=0.5), 6 * 6),
+        (L.AdditiveAttention(dropout=0.5), 6 * 6),
+    ],
+)
+def test_dropout_inside_recurrent_layers_and_attention_is_fed(layer: Any, values: int) -> None:
+    """One mask for all steps, as Keras has it; other uniforms give another result."""
+    x = tf.keras.Input(SHAPE)
+    attention = isinstance(layer, (L.Attention, L.AdditiveAttention))
+    model = tf.keras.Model(x, layer([x, x] if attention else x))
+    assert prepare_model(model).random_values == values
+    data = np.random.default_rng(0).normal(size=(3, *SHAPE)).astype(np.float32)
+    uniforms = draws(model, 3)
+    result = run(model, data, uniforms)
+    assert not np.allclose(result[2], run(model, data[::-1], uniforms)[0])
+    swapped = run(model, data, uniforms[[0, 2, 1]])
+    np.testing.assert_array_equal(swapped[0], result[0])
+    assert not np.allclose(swapped[1:], result[1:])
+    expected = model(data, training=False)
+    np.testing.assert_allclose(run(model, data, training=False), expected, atol=1e-6)
+
+
+class Draws(L.Layer):
+    """Randomness that nothing can feed."""
+
+    def call(self, x: Any) -> Any:
+        """x with noise."""
+        return x + tf.random.normal(tf.shape(x))
+
+
+class Decides(L.Layer):
+    """Python's if on a tensor."""
+
+    def call(self, x: Any) -> Any:
+        """x or -x."""
+        return x if tf.reduce_sum(x) > 0 else -x
+
+
+def test_what_can_not_be_prepared_is_refused() -> None:
+    with pytest.raises(ModelError, match="draws random numbers in a way that can not be fed"):
+        prepare_model(of(Draws()))
+    with pytest.raises(ModelError, match="can not be traced as a graph.*tf.where"):
+        prepare_model(of(Decides()))
 
 
 def test_one_mask_for_the_whole_batch_is_refused() -> None:

@@ -75,6 +75,44 @@ def tied() -> tf.keras.Model:
     return tf.keras.Model(ids, Untied(table)(L.GlobalAveragePooling1D()(table(ids))))
 
 
+@tf.keras.utils.register_keras_serializable("tests")
+class Table(L.Layer):
+    """A table that is looked up, and whose transpose gives logits: tied in one layer."""
+
+    def build(self, shape: Any) -> None:
+        """One row an id."""
+        self.rows = self.add_weight(name="rows", shape=(CLASSES, 4))
+
+    def call(self, x: Any, backwards: bool = False) -> Any:
+        """Rows of ids, or products with all rows."""
+        return tf.matmul(x, self.rows, transpose_b=True) if backwards else tf.gather(self.rows, x)
+
+
+def tied_in_one_layer() -> tf.keras.Model:
+    """What can be kept in a file: one layer called twice."""
+    ids, table = tf.keras.Input(IDS, dtype="int32"), Table()
+    hidden = L.GlobalAveragePooling1D()(L.Dense(4, "tanh")(table(ids)))
+    return tf.keras.Model(ids, table(hidden, backwards=True))
+
+
+@tf.keras.utils.register_keras_serializable("tests")
+class Block(L.Layer):
+    """A transformer's block as people write it: layers in lists, Dropout, gelu, a function."""
+
+    def __init__(self, **keywords: Any):
+        super().__init__(**keywords)
+        self.attention = L.MultiHeadAttention(2, 2, dropout=0.1)
+        self.dense = tf.keras.Sequential([L.Dense(8, "gelu"), L.Dense(4)])
+        self.norms = [L.LayerNormalization(), L.LayerNormalization()]
+        self.drop = L.Dropout(0.1)
+
+    @tf.function
+    def call(self, x: Any, training: bool = False) -> Any:
+        """Attention and dense layers, each added to what it gets."""
+        x = self.norms[0](x + self.attention(x, x, training=training))
+        return self.norms[1](x + self.drop(self.dense(x), training=training))
+
+
 def masked_attention() -> tf.keras.Model:
     """Attention whose padding comes from an embedding's mask."""
     ids = tf.keras.Input(IDS, dtype="int32")
@@ -149,6 +187,40 @@ LAYERS: dict[str, Callable[[], tf.keras.Model]] = {
     "embedding masked": lambda: stack(
         IDS, L.Embedding(7, 4, mask_zero=True), L.GlobalAveragePooling1D(), dtype="int32"
     ),
+    "embedding of float ids": lambda: tf.keras.Sequential(
+        [L.Embedding(7, 4, input_length=5), L.Flatten(), L.Dense(CLASSES)]
+    ),
+    "relu without bias": lambda: stack(
+        SERIES, L.Dense(4, "relu", use_bias=False), L.Dense(4, tf.nn.relu6, use_bias=False)
+    ),
+    "model at every step": lambda: stack(
+        (3, 6, 2),
+        L.TimeDistributed(
+            tf.keras.Sequential(
+                [L.InputLayer((6, 2)), L.Conv1D(3, 2, activation="gelu"), L.Dropout(0.3)]
+            )
+        ),
+    ),
+    "block of one's own": lambda: stack(SERIES, Block()),
+    "tied in one layer": tied_in_one_layer,
+    "lstm with dropout": lambda: stack(SERIES, L.LSTM(3, dropout=0.2, recurrent_dropout=0.2)),
+    "attention with dropout": lambda: functional(
+        SERIES, lambda x: L.Attention(dropout=0.2)([L.Dense(4)(x), x])
+    ),
+    "attention over axes": lambda: functional(
+        IMAGE, lambda x: L.MultiHeadAttention(2, 3, attention_axes=(1, 2))(x, x)
+    ),
+    "softmax over axes": lambda: stack(SERIES, L.Dense(4), L.Softmax(axis=[1, 2])),
+    "slices and choices": lambda: functional(
+        SERIES,
+        lambda x: (
+            tf.where(x[:, ::2] > 0.0, tf.math.log(1.0 + x[:, ::-2] ** 2), 0.1)
+            + L.Dense(4)(x)[:, tf.newaxis, 1:4]
+        ),
+    ),
+    "depth to space": lambda: functional(
+        IMAGE, lambda x: tf.nn.depth_to_space(L.Conv2D(8, 2, activation="swish")(x), 2)
+    ),
     "simple rnn": lambda: stack(SERIES, L.SimpleRNN(4)),
     "lstm": lambda: stack(SERIES, L.LSTM(4, return_sequences=True)),
     "gru": lambda: stack(SERIES, L.GRU(4, go_backwards=True)),
@@ -201,9 +273,7 @@ FAST = (
     "conv2d groups",
     "conv2d transpose",
     "depthwise dilated",
-    "upsampling bilinear",
     "dropout",
-    "gaussian noise",
     "layer normalization",
     "group normalization",
     "lstm",
@@ -214,4 +284,7 @@ FAST = (
     "frozen",
     "tied",
     "two inputs",
+    "relu without bias",
+    "block of one's own",
+    "tied in one layer",
 )

@@ -10,12 +10,13 @@ import numpy as np
 import pytest
 import tensorflow as tf
 from export_bench import IMAGE, PRIOR, activation, build, layers, plan_of, write_run
+from layer_models import LAYERS
 
 from tf_dpfl.client_work.computation import layout_of
 from tf_dpfl.export import task
 from tf_dpfl.export.task import export_client
 from tf_dpfl.privacy.accounting import central_epsilon
-from tf_dpfl.privacy.mechanism import mechanism_of_plan
+from tf_dpfl.privacy.mechanism import ExampleGaussianEpochs, mechanism_of_plan
 from tf_dpfl.protocol.errors import DpflError, ExportError, ModelError, PlanError, StateError
 from tf_dpfl.protocol.interface import ExampleTensor
 from tf_dpfl.protocol.manifest import (
@@ -91,6 +92,40 @@ def test_a_run_gives_plan_weights_and_spending(tmp_path: Path) -> None:
     together = central_epsilon([PRIOR, on_devices], delta=1e-3)
     assert manifest.central_epsilon == pytest.approx(together)
     assert manifest.central_epsilon > central_epsilon([on_devices], delta=1e-3)
+
+
+def example_level(**local_training: Any) -> Any:
+    return plan_of(unit="example", delta=1e-4, local_training=local_training)
+
+
+@pytest.mark.parametrize(
+    ("make", "expected"),
+    [(lambda: build("linear"), "one_pass"), (LAYERS["softmax layer"], "loop")],
+    ids=["one_pass", "loop"],
+)
+def test_an_example_level_task_says_how_it_clips_and_claims_what_an_example_gets(
+    tmp_path: Path, make: Any, expected: str
+) -> None:
+    plan = example_level(epochs=2)
+    manifest = export_client(plan, tmp_path / "task", signing_key=tmp_path / "k.pem", model=make())
+    assert manifest.dp_method is not None and manifest.dp_method.name == expected
+    assert ("softmax" in manifest.dp_method.reason) == (expected == "loop")
+    raw = (tmp_path / "task" / MANIFEST_FILE).read_bytes()
+    assert json.loads(raw)["dp_method"]["name"] == expected
+    spent = ExampleGaussianEpochs(1.5, "poisson", 0.2, 3, 2)
+    assert manifest.central_epsilon == central_epsilon([spent], delta=1e-4)
+
+
+def test_a_run_does_not_go_on_with_another_unit(tmp_path: Path) -> None:
+    run = write_run(tmp_path / "run", build("linear"), plan_of())
+    with pytest.raises(PlanError, match="units example and user.*keep privacy.unit"):
+        export_client(
+            run,
+            tmp_path / "task",
+            signing_key=tmp_path / "k.pem",
+            overrides=["privacy.unit=example", "privacy.delta=1e-4"],
+        )
+    assert not (tmp_path / "task").exists()
 
 
 def test_a_target_epsilon_is_calibrated(tmp_path: Path) -> None:
@@ -189,7 +224,7 @@ def test_a_file_that_fails_verification_is_not_written(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     another = task.build_client_tflite(activation("tanh"), plan_of())
-    monkeypatch.setattr(task, "build_client_tflite", lambda model, plan: another)
+    monkeypatch.setattr(task, "build_client_tflite", lambda model, plan, **_: another)
     with pytest.raises(ExportError, match="not what TensorFlow computes"):
         export_client(
             plan_of(),

@@ -86,10 +86,33 @@ ONE_INPUT: dict[str, Callable[..., Any]] = {
     "LogSoftmax": tf.nn.log_softmax,
     "Sqrt": lambda x: tf.sqrt(x * x + 1),
     "Rsqrt": lambda x: tf.math.rsqrt(x * x + 1),
-    "Pow": lambda x: tf.pow(x, 3.0),
+    "Pow": lambda x: tf.pow(x, 3.0) + tf.pow(tf.abs(x), 1.5) + tf.pow(1 + x * x, tf.sin(x)),
+    "Log": lambda x: tf.math.log(1 + x * x),
+    "Log1p": lambda x: tf.math.log1p(x * x),
+    "Reciprocal": lambda x: tf.math.reciprocal(2.0 + x * x),
+    "Sin": tf.sin,
+    "Cos": tf.cos,
+    "Ceil": lambda x: x * tf.math.ceil(x),
+    "Floor": lambda x: x * tf.floor(x),
+    "Round": lambda x: x * tf.round(3 * x),
+    "OnesLike": lambda x: x * tf.raw_ops.OnesLike(x=x),
+    "ZerosLike": lambda x: x + tf.raw_ops.ZerosLike(x=x),
+    "AddN": lambda x: tf.add_n([x, tf.sin(x), x]),
+    "Select": lambda x: tf.raw_ops.Select(condition=x > 0.3, x=x, y=tf.sin(x)),
+    "TopKV2": lambda x: tf.math.top_k(x, 3).values,
+    "BroadcastTo": lambda x: tf.raw_ops.BroadcastTo(input=x[:, :, :1], shape=[3, 7, 6, 4]),
+    "Cumsum": lambda x: tf.cumsum(x, 1) + tf.cumsum(x, -1, exclusive=True, reverse=True),
+    "DepthToSpace": lambda x: tf.nn.depth_to_space(x, 2),
+    "SpaceToDepth": lambda x: tf.nn.space_to_depth(x[:, 1:], 3),
+    "MirrorPad": lambda x: tf.pad(
+        tf.pad(x, [[0, 0], [3, 2], [0, 1], [0, 0]], "REFLECT"),
+        [[1, 2], [0, 0], [4, 0], [0, 0]],
+        "SYMMETRIC",
+    ),
     "Sum": lambda x: tf.reduce_sum(x, [1, -1]),
     "Mean": lambda x: tf.reduce_mean(x, [0, 2], keepdims=True),
     "Max": lambda x: tf.reduce_max(x, [1, 2]),
+    "Min": lambda x: tf.reduce_min(x, [1, 2]),
     "Reshape": lambda x: tf.reshape(x, [-1, 4]),
     "Squeeze": lambda x: tf.squeeze(x[:, :1], 1),
     "ExpandDims": lambda x: tf.expand_dims(x, 2),
@@ -121,6 +144,7 @@ TWO_INPUTS: dict[str, Callable[..., Any]] = {
     "Maximum": tf.maximum,
     "Minimum": tf.minimum,
     "SelectV2": lambda x, y: tf.where(x > y + 0.1, x, y),
+    "FloorMod": lambda x, y: tf.math.floormod(x, 1 + y * y),
     "DivNoNan": lambda x, y: tf.math.divide_no_nan(x, tf.nn.relu(y) + tf.square(y)),
     "ConcatV2": lambda x, y: tf.concat([x, tf.broadcast_to(y, [3, 1, 6, 4]), x], 1),
 }
@@ -284,18 +308,27 @@ def test_pooling_rules_at_every_size_stride_and_padding(
     _check(lambda x: pool(x, size, strides, padding), [_values(*IMAGE)], op_type)
 
 
-@pytest.mark.parametrize("op_type", ["MaxPool", "Max"])
+@pytest.mark.parametrize(("axis", "ids"), [(1, [6, 0, 6]), (-1, [[1, 0], [1, 3]]), (2, 3)], ids=str)
+def test_entries_gathered_along_an_axis_add_up(axis: int, ids: Any) -> None:
+    _check(lambda x: tf.gather(1.0 * x, ids, axis=axis), [_values(*IMAGE)], "GatherV2")
+
+
+@pytest.mark.parametrize("op_type", ["MaxPool", "Max", "Min"])
 def test_equal_values_share_a_maximum_as_in_tensorflow(op_type: str) -> None:
     ties = np.round(_values(*IMAGE))  # many equal neighbours
     _check(ONE_INPUT[op_type], [ties], op_type)
 
 
-def test_slices_with_ellipsis_and_single_indices() -> None:
+def test_slices_with_ellipsis_steps_new_axes_and_single_indices() -> None:
     for cut in (
         lambda x: x[1:, 2:5, :, -1],
         lambda x: x[:, 0],
         lambda x: x[..., -1],
         lambda x: x[:, 1:-1, 2:, :],
+        lambda x: x[:, ::2, 4::-2],
+        lambda x: x[:, 1:6:3, ::-1, ::5],
+        lambda x: x[:, tf.newaxis, 2, ..., tf.newaxis],
+        lambda x: x[::-1, 5:1:-3],
     ):
         _check(cut, [_values(*IMAGE)], "StridedSlice")
 
@@ -303,22 +336,18 @@ def test_slices_with_ellipsis_and_single_indices() -> None:
 @pytest.mark.parametrize(
     "function",
     [
-        lambda x, k: x[:, ::2],
-        lambda x, k: x[:, tf.newaxis],
-        lambda x, k: tf.pow(x, 1.5),
+        lambda x, k: tf.raw_ops.Select(condition=[True, False, True], x=x, y=2 * x),
         lambda x, k: tf.nn.conv2d(x, k[:, :, :2], 1, "SAME"),
         lambda x, k: tf.nn.conv2d(x, k, 1, [[0, 0], [1, 1], [1, 1], [0, 0]]),
-        lambda x, k: tf.gather(x, [0, 1], axis=1),
+        lambda x, k: tf.gather(x, [[0, 1]] * 3, axis=1, batch_dims=1),
         lambda x, k: tf.einsum("...a,ab->...b", x, k[0, 0]),
         lambda x, k: tf.einsum("abcd,de->ab", x, k[0, 0]),
     ],
     ids=[
-        "step",
-        "new axis",
-        "fractional power",
+        "choice of rows",
         "grouped",
         "explicit padding",
-        "gather along an axis",
+        "gather with batch_dims",
         "einsum with an ellipsis",
         "einsum that sums an operand",
     ],

@@ -1,4 +1,4 @@
-"""Every layer of the table: twenty exported steps against Keras, forward against Keras."""
+"""Every layer of the table: forward, twenty plain steps and twenty private ones against Keras."""
 
 from __future__ import annotations
 
@@ -8,14 +8,14 @@ import numpy as np
 import pytest
 import tensorflow as tf
 from export_bench import plan_of
+from keras_oracle import flat, median_norm, private_steps, set_flat, sgd_steps
 from layer_models import ACTIVATIONS, CLASSES, FAST, LAYERS, L
 
 from tf_dpfl.client_work.interface import interface_of
-from tf_dpfl.client_work.preparing import prepare_model
 from tf_dpfl.export.client import build_client_tflite
 from tf_dpfl.export.operators import operators_of
 from tf_dpfl.export.random_examples import RandomExamples
-from tf_dpfl.export.runners import interpreter_runner, tensorflow_runner
+from tf_dpfl.export.runners import interpreter_runner
 from tf_dpfl.export.verify import verify_client_tflite
 from tf_dpfl.protocol.errors import ExportError
 from tf_dpfl.protocol.plan import LOSSES
@@ -23,36 +23,17 @@ from tf_dpfl.protocol.plan import LOSSES
 BATCH, STEPS, RATE = 4, 20, 0.05
 
 
-def flat(model: tf.keras.Model) -> np.ndarray:
-    return np.concatenate([v.numpy().ravel() for v in model.trainable_variables])
-
-
-def keras_steps(model: tf.keras.Model, batches: list[dict[str, Any]]) -> np.ndarray:
-    """Plain Keras: its layers, its loss, a GradientTape, its optimizer."""
-    loss = tf.keras.losses.SparseCategoricalCrossentropy(from_logits=True)
-    optimizer = tf.keras.optimizers.legacy.SGD(RATE)
-
-    @tf.function
-    def step(inputs: Any, y: Any) -> None:
-        with tf.GradientTape() as tape:
-            value = loss(y, model(inputs, training=True))
-        gradients = tape.gradient(value, model.trainable_variables)
-        optimizer.apply_gradients(zip(gradients, model.trainable_variables))
-
-    for batch in batches:
-        inputs = [tf.constant(a) for name, a in batch.items() if name not in ("y", "random")]
-        step(inputs[0] if len(inputs) == 1 else inputs, tf.constant(batch["y"]))
-    return flat(model)
-
-
 def check_twenty_steps(model: tf.keras.Model) -> None:
-    plan = plan_of(batch_size=BATCH)
+    """Twenty plain steps and twenty private ones of one file, each against Keras."""
+    plan = plan_of(batch_size=BATCH, unit="example", delta=1e-4)
     content = build_client_tflite(model, plan)
     assert all(op.is_builtin for op in operators_of(content))
-    device, initial = interpreter_runner(content), flat(model)
+    device = interpreter_runner(content)
+    initial = flat(model.trainable_variables).astype(np.float32)
     examples = RandomExamples(model, plan.local_training)
     rng = np.random.default_rng(11)
     batches = [examples.batch(rng, BATCH) for _ in range(STEPS)]
+    fixed = [v.numpy() for v in model.non_trainable_variables]
 
     inputs = examples.inputs(rng, 3)
     device.set_weights(initial)
@@ -60,28 +41,34 @@ def check_twenty_steps(model: tf.keras.Model) -> None:
     expected = model(arrays[0] if len(arrays) == 1 else arrays, training=False).numpy()
     np.testing.assert_allclose(device.infer(inputs), expected, rtol=1e-4, atol=2e-6)
 
-    everywhere = np.ones(BATCH, np.float32)
     for batch in batches:
-        device.train(batch, everywhere, RATE)
-    ours = device.get_weights()
-    fixed = [v.numpy() for v in model.non_trainable_variables]
-    if prepare_model(model).random_values:  # Keras' own layers can not be fed
-        reference = tensorflow_runner(model, plan)
-        for batch in batches:
-            reference.train(batch, everywhere, RATE)
-        theirs = reference.get_weights()
-    else:
-        theirs = keras_steps(model, batches)
-    assert np.linalg.norm(theirs - initial) > 1e-3
-    assert np.linalg.norm(ours - theirs) <= 1e-5 * np.linalg.norm(theirs)
+        device.train(batch, np.ones(BATCH, np.float32), RATE)
+    assert_equal_steps(device.get_weights(), sgd_steps(model, batches, rate=RATE), initial)
+
+    set_flat(model, initial)
+    clip_norm = median_norm(model, batches[0])
+    real = [BATCH if step % 3 else step % 2 for step in range(STEPS)]
+    weights = [(np.arange(BATCH) < count).astype(np.float32) for count in real]
+    spread = 0.1 * clip_norm / np.sqrt(initial.size)
+    noises = [(spread * rng.normal(size=initial.shape)).astype(np.float32) for _ in batches]
+    device.set_weights(initial)
+    for batch, weight, noise in zip(batches, weights, noises):
+        device.train_dp(batch, weight, RATE, clip_norm, noise)
+    theirs = private_steps(model, batches, weights, noises, rate=RATE, clip_norm=clip_norm)
+    assert_equal_steps(device.get_weights(), theirs, initial)
     for before, after in zip(fixed, model.non_trainable_variables):
         np.testing.assert_array_equal(before, after.numpy())
+
+
+def assert_equal_steps(ours: Any, theirs: Any, initial: Any) -> None:
+    assert np.linalg.norm(theirs - initial) > 1e-3
+    assert np.linalg.norm(ours - theirs) <= 1e-5 * np.linalg.norm(theirs)
 
 
 @pytest.mark.parametrize(
     "name", [n if n in FAST else pytest.param(n, marks=pytest.mark.slow) for n in LAYERS]
 )
-def test_twenty_exported_steps_are_those_of_keras(name: str) -> None:
+def test_twenty_exported_steps_plain_and_private_are_those_of_keras(name: str) -> None:
     tf.keras.utils.set_random_seed(2)
     check_twenty_steps(LAYERS[name]())
 

@@ -10,12 +10,13 @@ import pytest
 import tensorflow as tf
 from export_bench import activation, build, plan_of
 
-from tf_dpfl.client_work import computation
+from tf_dpfl.client_work import computation, losses
 from tf_dpfl.client_work.optimizers import LocalOptimizer
 from tf_dpfl.export import client
 from tf_dpfl.export.client import build_client_tflite
 from tf_dpfl.export.gradients import op_gradients
 from tf_dpfl.export.quiet import quiet
+from tf_dpfl.export.tape import first_step
 from tf_dpfl.export.verify import verify_client_tflite
 from tf_dpfl.protocol.errors import ExportError
 
@@ -96,6 +97,56 @@ def test_a_missing_clip_noise_or_nan_guard_is_caught(
     content = build_client_tflite(model, plan)
     with pytest.raises(ExportError, match="clipping and noising: .*protocol.clipping"):
         verify_client_tflite(content, model, plan)
+
+
+@pytest.mark.parametrize(
+    ("loss", "wrong"),
+    [
+        ("mean_squared_error", lambda y, p: 0.999 * losses.squared_error(y, p)),
+        ("huber", lambda y, p: losses.squared_error(y, p)),
+        (
+            "sparse_categorical_crossentropy",
+            lambda y, p: losses.sparse_softmax_cross_entropy(y, 1.01 * p),
+        ),
+        # With the slope of a relu at logits of exactly zero, where a last layer may start.
+        (
+            "binary_crossentropy",
+            lambda y, p: tf.reduce_mean(
+                tf.nn.relu(p) - p * y + tf.math.log(1.0 + tf.exp(-tf.abs(p))), axis=-1
+            ),
+        ),
+    ],
+    ids=["scaled", "another", "tempered", "kink"],
+)
+def test_a_wrong_loss_is_caught_by_keras_own(
+    loss: str, wrong: Callable[..., Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Wrong in the shared computation: TensorFlow and TFLite agree on it."""
+    model = tf.keras.Sequential(
+        [
+            tf.keras.layers.InputLayer((5,)),
+            tf.keras.layers.Dense(4, "tanh", name="first"),
+            tf.keras.layers.Dense(2, kernel_initializer="zeros"),
+        ]
+    )
+    plan = plan_of(local_training={"loss": loss, "optimizer": "momentum"})
+    verify_client_tflite(build_client_tflite(model, plan), model, plan)
+    monkeypatch.setattr(losses, "NAMED", {**losses.NAMED, loss: wrong})
+    content = build_client_tflite(model, plan)
+    with pytest.raises(ExportError, match="against a GradientTape: layer"):
+        verify_client_tflite(content, model, plan)
+
+
+def test_adams_first_step_is_that_of_keras() -> None:
+    gradient = np.array([0.3, -2.0, 1e-6, 0.0], np.float32)
+    variable = tf.Variable(np.zeros(4, np.float32))
+    settings = plan_of(optimizer="adam").local_training
+    adam = tf.keras.optimizers.legacy.Adam(
+        0.5, settings.beta_1, settings.beta_2, epsilon=settings.epsilon
+    )
+    adam.apply_gradients([(tf.constant(gradient), variable)])
+    step = first_step(gradient, settings, rate=0.5)
+    np.testing.assert_allclose(-variable.numpy(), step, rtol=1e-5)
 
 
 def test_a_file_for_another_optimizer_is_caught() -> None:

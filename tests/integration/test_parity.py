@@ -5,6 +5,7 @@ devices train the exported `client.tflite` in the interpreter and send through
 HTTP to a real server process.
 """
 
+import itertools
 import json
 import os
 import subprocess
@@ -23,10 +24,10 @@ from models.registry import build_model
 from tf_dpfl.data.federated import load_federated_data
 from tf_dpfl.export.task import export_client
 from tf_dpfl.protocol.manifest import CLIENT_FILE
-from tf_dpfl.protocol.noise import noise_stddev_of_share
+from tf_dpfl.protocol.noise import noise_stddev_of_share, noise_stddev_of_sum
 from tf_dpfl.protocol.plan import plan_from_dict
 from tf_dpfl.protocol.tensors import vector_from_bytes, vector_to_bytes
-from tf_dpfl.simulation.noise import derive_seed, seeded_gaussian_noise
+from tf_dpfl.simulation.noise import STEP_NOISE, derive_seed, seeded_gaussian_noise
 from tf_dpfl.simulation.process import build_learning_process
 from tf_dpfl.simulation.runtime import tff_runtime
 from tf_dpfl.simulation.shard import make_shards
@@ -35,7 +36,7 @@ USERS = 6
 SEED = np.array([11, -7], np.int64)
 
 
-def plan_for(model, *, noise_multiplier, optimizer="sgd", place="device"):
+def plan_for(model, *, noise_multiplier, optimizer="sgd", place="device", unit="user"):
     return plan_from_dict(
         {
             "version": 1,
@@ -54,9 +55,10 @@ def plan_for(model, *, noise_multiplier, optimizer="sgd", place="device"):
                 "optimizer": optimizer,
             },
             "privacy": {
+                "unit": unit,
                 "noise": place,
                 "clip_norm": 0.4,
-                "delta": 1e-2,
+                "delta": 5e-3,
                 "smallest_cohort": 4,
                 "noise_multiplier": noise_multiplier,
             },
@@ -88,9 +90,33 @@ def noise_of_tff(plan, user, size):
         noise_multiplier=privacy.noise_multiplier,
         smallest_cohort=privacy.smallest_cohort,
     )
+    return seeded_gaussian_noise(seed_of_user(user), size=size, stddev=stddev).numpy()
+
+
+def seed_of_user(user):
+    """The seed of `user` in the simulation's first round."""
     round_seed = derive_seed(tf.constant(SEED), tf.constant(0, tf.int64))
-    seed = derive_seed(round_seed, tf.constant(user, tf.int64))
-    return seeded_gaussian_noise(seed, size=size, stddev=stddev).numpy()
+    return derive_seed(round_seed, tf.constant(user, tf.int64))
+
+
+def step_noises_of_tff(plan, user, size):
+    """The vectors the simulation adds in the steps of `user` in its first round, in order."""
+    seed = derive_seed(seed_of_user(user), tf.constant(STEP_NOISE, tf.int64))
+    stddev = noise_stddev_of_sum(
+        clip_norm=plan.privacy.clip_norm, noise_multiplier=plan.privacy.noise_multiplier
+    )
+    for step in itertools.count():
+        of_step = derive_seed(seed, tf.constant(step, tf.int64))
+        yield seeded_gaussian_noise(of_step, size=size, stddev=stddev).numpy()
+
+
+def report_of_device(trainer, plan, weights, examples, user):
+    """What the device of `user` sends when it is fed the simulation's noise."""
+    given = {"weights": weights, "examples": examples}
+    if plan.privacy.unit == "example":
+        noises = step_noises_of_tff(plan, user, len(weights))
+        return trainer.train_private_steps(**given, draw_noise=lambda: next(noises))
+    return trainer.train_round(**given, noise=noise_of_tff(plan, user, len(weights)))
 
 
 @contextmanager
@@ -128,11 +154,8 @@ def round_through_devices(plan, model, data, folder):
             raw = link.fetch_weights(
                 task_id=task_id, round_number=answer.round_number, size=manifest.layout.nbytes
             )
-            report = trainer.train_round(
-                weights=vector_from_bytes(raw, size=manifest.layout.size),
-                examples=data.client(user),
-                noise=noise_of_tff(plan, user, manifest.layout.size),
-            )
+            weights = vector_from_bytes(raw, size=manifest.layout.size)
+            report = report_of_device(trainer, plan, weights, data.client(user), user)
             link.send_update(
                 task_id=task_id, round_number=answer.round_number, body=vector_to_bytes(report)
             )
@@ -146,11 +169,20 @@ def round_through_devices(plan, model, data, folder):
 
 
 @pytest.mark.parametrize("noise_multiplier", [0.0, 1.5], ids=["no_noise", "fed_noise"])
-@pytest.mark.parametrize(("name", "optimizer"), [("mlp", "sgd"), ("cnn", "momentum")])
+@pytest.mark.parametrize(
+    ("name", "optimizer", "unit"),
+    [
+        ("mlp", "sgd", "user"),
+        ("cnn", "momentum", "user"),
+        ("mlp", "adam", "example"),
+        pytest.param("cnn", "momentum", "example", marks=pytest.mark.slow),
+    ],
+)
 def test_one_round_in_tff_and_through_devices_give_the_same_weights(
-    tmp_path, name, optimizer, noise_multiplier
+    tmp_path, name, optimizer, unit, noise_multiplier
 ):
-    plan = plan_for(name, noise_multiplier=noise_multiplier, optimizer=optimizer)
+    settings = {"optimizer": optimizer, "unit": unit}
+    plan = plan_for(name, noise_multiplier=noise_multiplier, **settings)
     data = load_federated_data(plan)
     model = build_model(name, input_shape=data.input_shape, classes=data.classes)
     simulated = round_in_tff(plan, model, data)
@@ -161,5 +193,5 @@ def test_one_round_in_tff_and_through_devices_give_the_same_weights(
     moved = np.linalg.norm(simulated - start)
     assert moved > 1e-2
     if noise_multiplier:
-        quiet = round_in_tff(plan_for(name, noise_multiplier=0.0, optimizer=optimizer), model, data)
+        quiet = round_in_tff(plan_for(name, noise_multiplier=0.0, **settings), model, data)
         assert np.linalg.norm(simulated - quiet) > 1e-2

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import os
 import subprocess
@@ -14,7 +15,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from device_oracle import train_mlp
+from device_oracle import train_mlp, train_mlp_privately
 from device_task import SignedTask, flags, save_examples, sign_task, write_task
 
 from tf_dpfl.protocol.clipping import clip_by_global_norm
@@ -116,6 +117,34 @@ def test_without_noise_two_rounds_give_the_weights_of_the_contract(
     assert clipped > 0
     np.testing.assert_allclose(weights, expected, atol=1e-5)
     assert np.abs(weights - task.weights).max() > 1e-2
+
+
+def test_without_noise_three_rounds_of_unit_example_are_dp_sgd_in_numpy(
+    tmp_path: Path, client_files: Path
+) -> None:
+    task = sign_task(
+        client_files,
+        "mlp-example",
+        clients=CLIENTS,
+        privacy={"noise_multiplier": 0.0, "clip_norm": 0.2},
+        central_epsilon=None,
+    )
+    with serving(task, tmp_path) as (url, state):
+        events = run_fleet(task, tmp_path, url, state)
+        rounds, weights = released(state)
+        card = json.loads((state / "privacy.json").read_text())
+    assert rounds == 3 and events[-1]["reports_sent"] == 3 * DEVICES
+    assert card["unit"] == "example" and card["central"]["epsilon_text"] == "infinite"
+    expected = task.weights
+    for _ in range(rounds):
+        total = np.zeros(len(expected))
+        for number in range(DEVICES):
+            x, y = read_arrays(tmp_path / "data" / f"{number}.npz").values()
+            nothing = itertools.repeat(np.zeros(len(expected)))
+            total += train_mlp_privately(expected, x, y, task, noises=nothing) - expected
+        expected = (expected + total / DEVICES).astype(np.float32)
+    np.testing.assert_allclose(weights, expected, atol=1e-6)
+    assert np.abs(weights - task.weights).max() > 1e-3
 
 
 def test_with_noise_every_device_reports_and_knows_its_own_epsilon(

@@ -281,11 +281,14 @@ def test_a_file_without_private_steps_is_refused(client_files: Path, task: Signe
         Trainer(sign_task(client_files).client, task.manifest)
 
 
-def test_training_that_diverges_sends_nothing(task: SignedTask, examples: Any) -> None:
+@pytest.mark.parametrize("value", [np.nan, np.inf, 3e38])
+def test_training_that_diverges_sends_nothing(
+    task: SignedTask, examples: Any, value: float
+) -> None:
     trainer = Trainer(task.client, task.manifest)
-    with pytest.raises(TaskError, match="not finite"):
+    with pytest.raises(TaskError, match="diverged"):
         trainer.train_private_steps(
             weights=task.weights,
             examples=examples,
-            draw_noise=lambda: np.full_like(task.weights, np.inf),
+            draw_noise=lambda: np.full_like(task.weights, value),
         )

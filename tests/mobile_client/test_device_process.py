@@ -316,6 +316,8 @@ def test_an_interrupt_is_one_line_and_leaves_no_process(
             stderr=subprocess.PIPE,
             text=True,
             start_new_session=True,
+            # A shell starts its background jobs, and so the tests in one, deaf to it.
+            preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
         )
         end = time.monotonic() + 60
         while server.count("POST", "/v1/checkin") < 10:

@@ -103,8 +103,8 @@ def test_subclassed_model_is_looked_into_once_it_is_built():
     ("layer", "shape"),
     [
         (L.RandomFlip(name="bad"), (8, 8, 1)),
-        (L.LSTM(4, dropout=0.1, name="bad"), (4, 3)),
-        (L.GRU(4, recurrent_dropout=0.1, name="bad"), (4, 3)),
+        (L.RandomZoom(0.1, name="bad"), (8, 8, 1)),
+        (L.ConvLSTM1D(4, 2, dropout=0.1, name="bad"), (4, 3, 2)),
     ],
 )
 def test_randomness_that_can_not_be_fed_is_refused(layer, shape):
@@ -122,10 +122,56 @@ def test_randomness_that_can_not_be_fed_is_refused(layer, shape):
         L.GaussianDropout(0.1),
         L.AlphaDropout(0.1),
         L.Dropout(0.2, name="my_dropout_3"),
+        L.LSTM(4, dropout=0.1),
+        L.GRU(4, recurrent_dropout=0.1),
+        L.Bidirectional(L.LSTM(4, dropout=0.1)),
     ],
 )
 def test_layers_whose_randomness_is_fed_pass(layer):
     validate_model(sequential(layer, L.Flatten(), L.Dense(2), shape=(4, 3)))
+
+
+@pytest.mark.parametrize(
+    "layer",
+    [
+        L.Dense(3, kernel_constraint="non_neg", name="bad"),
+        L.Dense(3, bias_constraint="max_norm", name="bad"),
+        L.GRU(3, recurrent_constraint="unit_norm", name="bad"),
+    ],
+)
+def test_constraints_that_no_step_would_keep_to_are_refused(layer):
+    (fault,) = faults_of(sequential(layer, L.Flatten(), L.Dense(2)))
+    assert fault.startswith("layer bad")
+    assert "constrains its weights (" in fault and "remove the constraint" in fault
+
+
+def test_spectral_normalization_is_refused_with_what_to_use():
+    layer = L.SpectralNormalization(L.Dense(3), name="spectral")
+    (fault,) = faults_of(sequential(layer, L.Flatten(), L.Dense(2)))
+    assert fault.startswith("layer spectral (SpectralNormalization)")
+    assert "LayerNormalization" in fault
+
+
+class Compiled(L.Layer):
+    """A layer whose author wrote tf.function: no randomness, whatever the op is called."""
+
+    @tf.function
+    def call(self, x):
+        return tf.tanh(x)
+
+
+def test_a_function_inside_a_layer_is_not_taken_for_randomness():
+    validate_model(sequential(Compiled(), L.Flatten(), L.Dense(2)))
+
+
+class FailsEagerly(L.Layer):
+    def call(self, x):
+        return tf.math.segment_sum(x, [0])
+
+
+def test_a_layer_that_fails_on_two_examples_is_one_fault():
+    (fault,) = faults_of(sequential(FailsEagerly(), L.Flatten(), L.Dense(2)))
+    assert "InvalidArgumentError" in fault or "fails" in fault
 
 
 def test_randomness_beside_a_fed_layer_is_found():
@@ -221,7 +267,7 @@ def test_all_faults_are_reported_at_once():
     faults = faults_of(
         sequential(
             L.BatchNormalization(name="a"),
-            L.LSTM(3, dropout=0.5, name="b"),
+            L.LSTM(3, recurrent_constraint="non_neg", name="b"),
             L.Dense(2, name="c", kernel_regularizer="l2"),
             shape=(4, 3),
         )

@@ -81,6 +81,41 @@ def test_no_claim_and_no_noise_survive_too():
     assert verify(m.manifest_to_bytes(bare)) == bare
 
 
+def example_manifest(**changes):
+    plan = plan_from_dict(plan_tree(privacy={"unit": "example"}))
+    method = m.DpMethod("loop", "layer 'mix' has no sound rule")
+    return replace(MANIFEST, **{"plan": plan, "dp_method": method, **changes})
+
+
+def test_a_manifest_of_examples_says_how_each_is_clipped_and_why():
+    manifest = example_manifest()
+    assert verify(m.manifest_to_bytes(manifest)) == manifest
+
+
+@pytest.mark.parametrize(
+    "method",
+    [None, m.DpMethod("two_pass", "faster"), m.DpMethod("loop", 3)],
+    ids=["missing", "unknown", "no reason"],
+)
+def test_another_way_of_clipping_is_refused(method):
+    with pytest.raises(TaskError, match="dp_method"):
+        verify(m.manifest_to_bytes(example_manifest(dp_method=method)))
+
+
+@pytest.mark.parametrize("value", [[], "loop", 1, {}, {"name": "loop"}])
+def test_a_malformed_way_of_clipping_is_refused(value):
+    tree = json.loads(m.manifest_to_bytes(example_manifest()))
+    tree["dp_method"] = value
+    with pytest.raises(TaskError, match="dp_method|malformed"):
+        verify(json.dumps(tree).encode())
+
+
+def test_a_user_level_task_has_no_way_of_clipping_examples():
+    method = m.DpMethod("loop", "why not")
+    with pytest.raises(TaskError, match="dp_method.*does not fit"):
+        verify(m.manifest_to_bytes(replace(MANIFEST, dp_method=method)))
+
+
 def test_a_plan_built_with_integers_for_reals_is_readable():
     privacy = replace(MANIFEST.plan.privacy, clip_norm=1)
     raw = m.manifest_to_bytes(replace(MANIFEST, plan=replace(MANIFEST.plan, privacy=privacy)))

@@ -28,6 +28,7 @@ from tf_dpfl.protocol.manifest import (
     PUBLIC_KEY_FILE,
     SIGNATURE_FILE,
     WEIGHTS_FILE,
+    DpMethod,
     FileDigest,
     Manifest,
     manifest_to_bytes,
@@ -100,6 +101,7 @@ def make_task(
         valid_from_s=now - 60,
         valid_until_s=now + 3600,
         central_epsilon=None,
+        dp_method=DpMethod("loop", "a test") if plan.privacy.unit == "example" else None,
     )
     manifest = replace(manifest, **changes)
     raw = manifest_to_bytes(manifest)

@@ -25,7 +25,7 @@ from server.rounds import OPEN, Policy, Round
 from server.store import Store
 from server.task_folder import load_task
 from tf_dpfl.privacy.accounting import central_epsilon
-from tf_dpfl.privacy.mechanism import GaussianRounds
+from tf_dpfl.privacy.mechanism import ExampleGaussianEpochs, GaussianRounds
 from tf_dpfl.protocol.errors import WireError
 from tf_dpfl.protocol.plan import Plan
 from tf_dpfl.protocol.tensors import vector_from_bytes
@@ -202,6 +202,32 @@ def test_a_round_closed_by_the_operators_count_is_charged_with_half_the_noise(
         three = [np.ones(6, np.float32)] * 3
         settle(closing, 1, three, released=0, reports_per_round=3)
         assert [charge["noise_multiplier"] for charge in closing.store.charges()] == [2.0]
+
+
+def test_an_example_pays_for_failed_attempts_when_a_round_is_released(tmp_path: Path) -> None:
+    plan = make_plan(
+        privacy__unit="example",
+        privacy__noise_multiplier=4.0,
+        clients__population=8,
+        server__rounds=4,
+    )
+    five = ExampleGaussianEpochs(4.0, "poisson", 0.5, 5, 1)
+    budget = central_epsilon([five], delta=plan.privacy.delta)
+    with closing_of(tmp_path, plan, max_epsilon=budget) as closing:
+        ones = [np.ones(6, np.float32)] * 2
+        assert settle(closing, 1, ones, released=0).released
+        for number in (2, 3):
+            assert not settle(closing, number, ones[:1], released=1).released
+        assert settle(closing, 4, ones, released=1).released
+        assert [charge["rounds"] for charge in closing.store.charges()] == [1, 3]
+        tree = card(closing)
+        assert tree["rounds_done"] == 2 and tree["unit"] == "example"
+        four = central_epsilon([five.with_rounds(4)], delta=plan.privacy.delta)
+        assert tree["central"]["epsilon"] == four
+        assert not settle(closing, 5, ones[:1], released=2).released
+        # The budget pays for five attempts; this is the sixth.
+        assert not settle(closing, 6, ones, released=2).released
+        assert "epsilon" in str(closing.store.ended())
 
 
 def test_the_card_counts_prior_spending_usual_and_dearer_rounds(tmp_path: Path) -> None:

@@ -17,7 +17,9 @@ from server.rounds import (
     judge,
     lets_one_displace_another,
 )
-from tf_dpfl.protocol.errors import BudgetError, StateError
+from tf_dpfl.privacy.accounting import central_epsilon
+from tf_dpfl.privacy.mechanism import ExampleGaussianEpochs, GaussianRounds
+from tf_dpfl.protocol.errors import BudgetError, StateError, TaskError
 from tf_dpfl.protocol.plan import Server
 
 DEVICES = [f"{i:032x}" for i in range(6)]
@@ -92,6 +94,50 @@ def test_a_report_that_displaces_another_is_charged_with_half_the_noise(tmp_path
     dear = budget.round_cost([], round_number=1, lets_one_displace_another=True).to_json()
     usual = budget.round_cost([], round_number=1, lets_one_displace_another=False).to_json()
     assert budget.epsilon_of([dear]) > budget.epsilon_of([usual]) > 0
+
+
+def example_budget(folder, **changes) -> Budget:
+    plan = make_plan(
+        privacy__unit="example",
+        privacy__noise_multiplier=4.0,
+        clients__population=8,
+        local_training__epochs=2,
+    )
+    return Budget(make_task(folder, plan, **changes), max_epsilon=None)
+
+
+def test_displacing_a_report_costs_an_example_nothing_more(tmp_path) -> None:
+    """Who is invited depends on no example; the displaced take part less often."""
+    budget = example_budget(tmp_path / "task")
+    costs = [
+        budget.round_cost([], round_number=1, lets_one_displace_another=dear)
+        for dear in (False, True)
+    ]
+    assert costs[0] == costs[1] == ExampleGaussianEpochs(4.0, "poisson", 0.5, 1, 2)
+
+
+def test_every_attempt_counts_for_an_example_also_failed_ones(tmp_path) -> None:
+    """Released only when one client comes: with it in every released round, q says nothing."""
+    budget = example_budget(tmp_path / "task")
+    first = budget.round_cost([], round_number=3, lets_one_displace_another=False).to_json()
+    assert first["rounds"] == 3
+    charges = [first]
+    for number in (4, 7):
+        cost = budget.round_cost(charges, round_number=number, lets_one_displace_another=False)
+        charges.append(cost.to_json())
+    assert [charge["rounds"] for charge in charges] == [3, 1, 3]
+    seven = ExampleGaussianEpochs(4.0, "poisson", 0.5, 7, 2)
+    assert budget.epsilon_of(charges) == central_epsilon([seven], delta=1e-5)
+    card = budget.card(charges).to_json()
+    assert card["rounds_done"] == 3
+    assert [entry["rounds"] for entry in card["spending"]] == [7]
+    assert [entry["rounds"] for entry in card["prior"]] == [4]
+
+
+def test_a_task_whose_prior_spending_is_of_another_unit_is_refused(tmp_path) -> None:
+    users = GaussianRounds(4.0, "poisson", 0.5, 3).to_json()
+    with pytest.raises(TaskError, match="units example and user"):
+        example_budget(tmp_path / "task", prior_spending=(users,))
 
 
 def test_the_limit_is_the_smaller_of_the_operators_and_the_manifests(tmp_path) -> None:

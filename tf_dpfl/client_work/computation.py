@@ -159,11 +159,8 @@ class ClientComputation(tf.Module):
             op_gradients=self._op_gradients,
             method=self._dp_method or self.choose_dp_method().name,
         )
-        gradients = [
-            (total + share) * (1.0 / self._batch_size)
-            for total, share in zip(sums, self.split(noise))
-        ]
-        self._optimizer.apply(gradients, learning_rate)
+        noisy = [total + share for total, share in zip(sums, self.split(noise))]
+        self._optimizer.apply(noisy, learning_rate, scale=1.0 / self._batch_size)
         return tf.constant(self._batch_size, tf.int32)
 
     def choose_dp_method(self) -> Method:

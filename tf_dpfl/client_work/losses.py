@@ -12,7 +12,9 @@ from types import MappingProxyType
 
 import tensorflow as tf
 
+from tf_dpfl.client_work.loss_checks import logits_of, require_a_loss_each
 from tf_dpfl.protocol.imports import import_function
+from tf_dpfl.protocol.interface import ExampleInterface
 
 Loss = Callable[[tf.Tensor, tf.Tensor], tf.Tensor]
 
@@ -41,9 +43,12 @@ def softmax_cross_entropy(probabilities: tf.Tensor, logits: tf.Tensor) -> tf.Ten
 
 def sigmoid_cross_entropy(labels: tf.Tensor, logits: tf.Tensor) -> tf.Tensor:
     """Binary cross-entropy of labels in [0, 1] and logits, both float32 [n, ...]."""
-    # max(z, 0) - z y + log(1 + exp(-|z|)): exact for large |z| too.
-    tails = tf.math.log(1.0 + tf.exp(-tf.abs(logits)))
-    return _mean_of_example(tf.nn.relu(logits) - logits * labels + tails)
+    # max(z, 0) - z y + log(1 + exp(-|z|)): exact for large |z| too. The maximum is
+    # written so that its slope at 0 is 1/2: with the 0 of a relu the gradient of a
+    # logit of exactly 0 (a last layer that starts at zero) would be -y, not 1/2 - y.
+    magnitude = tf.abs(logits)
+    tails = tf.math.log(1.0 + tf.exp(-magnitude))
+    return _mean_of_example(0.5 * (logits + magnitude) - logits * labels + tails)
 
 
 def squared_error(values: tf.Tensor, predictions: tf.Tensor) -> tf.Tensor:
@@ -94,19 +99,19 @@ def example_losses(loss: str) -> Loss:
     (sigmoid for the binary one), from what comes in front of it, as Keras does.
 
     Raises:
-      ModelError: a function of the user's own can not be imported.
+      ModelError: a function of the user's own can not be imported. The returned
+        function raises it where a model ends in probabilities made otherwise, which
+        would be taken for logits.
     """
     if loss not in NAMED:
         return import_function(loss, name=f"local_training.loss={loss!r}")
     named, activation = NAMED[loss], _CROSS_ENTROPIES.get(loss)
     if activation is None:
         return named
-    return lambda y, prediction: named(y, _logits(prediction, activation))
+    return lambda y, prediction: named(y, logits_of(prediction, activation, loss=loss))
 
 
-def _logits(prediction: tf.Tensor, activation: str) -> tf.Tensor:
-    """`prediction`, or what `activation` was applied to to make it."""
-    op = prediction.op
-    while op.type == "Identity":
-        op = op.inputs[0].op
-    return op.inputs[0] if op.type == activation else prediction
+def require_fitting_loss(loss: str, interface: ExampleInterface) -> None:
+    """Raises ModelError unless `loss`, where it is a user's own, gives each example its own."""
+    if loss not in NAMED:
+        require_a_loss_each(example_losses(loss), interface, name=f"local_training.loss={loss!r}")

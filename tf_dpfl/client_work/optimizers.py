@@ -57,8 +57,15 @@ class LocalOptimizer(tf.Module):
         for variable, piece in zip(self._state, pieces):
             variable.assign(tf.reshape(piece, variable.shape))
 
-    def apply(self, gradients: Sequence[tf.Tensor], learning_rate: tf.Tensor) -> None:
-        """One step with one gradient for each variable."""
+    def apply(
+        self, gradients: Sequence[tf.Tensor], learning_rate: tf.Tensor, *, scale: float = 1.0
+    ) -> None:
+        """One step with `scale` times one gradient for each variable."""
+        if self._settings.optimizer == "sgd" and not self._settings.proximal:
+            # Both factors at once: one pass less over every weight.
+            learning_rate, scale = learning_rate * scale, 1.0
+        if scale != 1.0:
+            gradients = [gradient * scale for gradient in gradients]
         gradients = self._with_proximal_term(gradients)
         if self._settings.optimizer == "sgd":
             for variable, gradient in zip(self._variables, gradients):

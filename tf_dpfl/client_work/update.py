@@ -27,12 +27,25 @@ def sum_of_squares(values: tf.Tensor) -> tf.Tensor:
     *outer, size = values.shape
     sums = tf.square(values)
     while size > 1:
-        terms = min(_TERMS_PER_SUM, size)
+        terms = _terms_of_one_sum(size)
         if size % terms:
             sums = tf.pad(sums, [[0, 0]] * len(outer) + [[0, -size % terms]])
         size = -(-size // terms)
-        sums = tf.reduce_sum(tf.reshape(sums, [*outer, size, terms]), axis=-1)
+        # Interpreters add long rows fastest, whole rows or within a row.
+        if size == 1:
+            return tf.reduce_sum(sums, axis=-1)
+        if size < terms:
+            sums = tf.reduce_sum(tf.reshape(sums, [*outer, size, terms]), axis=-1)
+        else:
+            sums = tf.reduce_sum(tf.reshape(sums, [*outer, terms, size]), axis=-2)
     return tf.reshape(sums, outer)
+
+
+def _terms_of_one_sum(size: int) -> int:
+    """How many of `size` terms to add up at once; a divisor saves padding."""
+    most = min(_TERMS_PER_SUM, size)
+    divisor = max(n for n in range(1, most + 1) if size % n == 0)
+    return divisor if divisor * divisor >= most else most
 
 
 def squared_norm(update: tf.Tensor) -> tf.Tensor:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+import contextlib
+import functools
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 import tensorflow as tf
@@ -11,7 +13,8 @@ from tf_dpfl.client_work.computation import ClientComputation
 from tf_dpfl.export.convert import convert
 from tf_dpfl.export.gradients import op_gradients
 from tf_dpfl.export.gradients.rules import UnsupportedOpError
-from tf_dpfl.export.layers import layer_of_op, refuse_ops_without_gradient
+from tf_dpfl.export.layers import layer_of_op
+from tf_dpfl.export.refusals import faults_of_layers, faults_of_rules
 from tf_dpfl.protocol import signatures
 from tf_dpfl.protocol.errors import ExportError
 from tf_dpfl.protocol.interface import ExampleInterface, ExampleTensor
@@ -42,11 +45,8 @@ def build_client_tflite(
     computation = ClientComputation(
         model, plan.local_training, op_gradients=rules, dp_method=dp_method
     )
-    refuse_ops_without_gradient(model, rules)
-    try:
+    with _all_faults(model, computation, plan, rules):
         functions = _signatures(computation, plan)
-    except UnsupportedOpError as error:
-        raise ExportError(f"{layer_of_op(model, error.op_name)}: {error}") from None
     return convert(computation, functions, model=model, variables_change=True)
 
 
@@ -59,12 +59,25 @@ def dp_method_of(model: tf.keras.Model, plan: Plan) -> DpMethod | None:
         return None
     rules = op_gradients()
     computation = ClientComputation(model, plan.local_training, op_gradients=rules)
-    refuse_ops_without_gradient(model, rules)
-    try:
+    with _all_faults(model, computation, plan, rules):
         method = computation.choose_dp_method()
-    except UnsupportedOpError as error:
-        raise ExportError(f"{layer_of_op(model, error.op_name)}: {error}") from None
     return DpMethod(method.name, method.reason)
+
+
+@contextlib.contextmanager
+def _all_faults(
+    model: tf.keras.Model, computation: ClientComputation, plan: Plan, rules: Mapping[str, str]
+) -> Iterator[None]:
+    """Around tracing: where a layer can not be trained, ExportError names every one."""
+    faults = faults_of_layers(model, rules)
+    if not faults:
+        try:
+            yield
+            return
+        except UnsupportedOpError as error:
+            faults = [f"{layer_of_op(model, error.op_name)}: {error}"]
+    train = functools.partial(_train, computation, plan.local_training.batch_size)
+    raise ExportError(list(dict.fromkeys([*faults, *faults_of_rules(model, train)])))
 
 
 def _signatures(computation: ClientComputation, plan: Plan) -> dict[str, Any]:
@@ -74,32 +87,16 @@ def _signatures(computation: ClientComputation, plan: Plan) -> dict[str, Any]:
     def vector(name: str) -> tf.TensorSpec:
         return tf.TensorSpec(flat, tf.float32, name)
 
-    def scalar(name: str) -> tf.TensorSpec:
-        return tf.TensorSpec([], tf.float32, name)
-
-    step = (
-        tensor_specs(computation.interface.tensors, batch_size),
-        tf.TensorSpec([batch_size], tf.float32, "weight"),
-        scalar("learning_rate"),
-    )
-    random = random_specs(computation.interface, batch_size)
-    train = _concrete(
-        lambda batch, weight, learning_rate, random=None: {
-            "loss": computation.train_batch(batch, weight, learning_rate, random)
-        },
-        *step,
-        *random,
-    )
     privatize_update = _concrete(
         lambda initial, clip_norm, noise: {
             "update": computation.privatize_update(initial, clip_norm, noise)
         },
         vector("initial"),
-        scalar("clip_norm"),
+        _scalar("clip_norm"),
         vector("noise"),
     )
     functions = {
-        signatures.TRAIN: train,
+        signatures.TRAIN: _train(computation, batch_size),
         signatures.PRIVATIZE_UPDATE: privatize_update,
         signatures.INFER: infer_signature(computation.infer, computation.interface.inputs),
         signatures.GET_WEIGHTS: _concrete(lambda: {"weights": computation.get_weights()}),
@@ -114,12 +111,35 @@ def _signatures(computation: ClientComputation, plan: Plan) -> dict[str, Any]:
                     batch, weight, learning_rate, clip_norm, noise, random
                 )
             },
-            *step,
-            scalar("clip_norm"),
+            *_step_specs(computation, batch_size),
+            _scalar("clip_norm"),
             vector("noise"),
-            *random,
+            *random_specs(computation.interface, batch_size),
         )
     return functions
+
+
+def _train(computation: ClientComputation, batch_size: int) -> Any:
+    """The signature `train`."""
+    return _concrete(
+        lambda batch, weight, learning_rate, random=None: {
+            "loss": computation.train_batch(batch, weight, learning_rate, random)
+        },
+        *_step_specs(computation, batch_size),
+        *random_specs(computation.interface, batch_size),
+    )
+
+
+def _step_specs(computation: ClientComputation, batch_size: int) -> list[Any]:
+    return [
+        tensor_specs(computation.interface.tensors, batch_size),
+        tf.TensorSpec([batch_size], tf.float32, "weight"),
+        _scalar("learning_rate"),
+    ]
+
+
+def _scalar(name: str) -> tf.TensorSpec:
+    return tf.TensorSpec([], tf.float32, name)
 
 
 def tensor_specs(

@@ -12,7 +12,9 @@ from tensorflow.lite.python.convert_phase import ConverterError
 
 from tf_dpfl.export.layers import layer_of_op
 from tf_dpfl.export.quiet import quiet
+from tf_dpfl.export.tuning import tune
 from tf_dpfl.protocol.errors import ExportError
+from tf_dpfl.protocol.imports import first_line
 
 
 def convert(
@@ -39,7 +41,13 @@ def convert(
     options = tf.saved_model.SaveOptions(experimental_custom_gradients=False)
     with quiet(), tempfile.TemporaryDirectory() as folder, warnings.catch_warnings():
         warnings.simplefilter("ignore")  # of the converter's own code
-        tf.saved_model.save(module, folder, signatures=dict(signatures), options=options)
+        try:
+            tf.saved_model.save(module, folder, signatures=dict(signatures), options=options)
+        except (AssertionError, ValueError) as error:  # tables, or state that no layer owns
+            raise ExportError(
+                f"{model.name}: can not be saved with its functions: {first_line(error)}; use "
+                "layers whose only state are their weights"
+            ) from None
         converter = tf.lite.TFLiteConverter.from_saved_model(folder)
         converter.target_spec.supported_ops = [tf.lite.OpsSet.TFLITE_BUILTINS]
         converter.experimental_enable_resource_variables = variables_change
@@ -49,7 +57,7 @@ def convert(
             content: bytes = converter.convert()
         except ConverterError as error:
             raise ExportError(_explain(error, model)) from None
-    return content
+    return tune(content) if variables_change else content
 
 
 def _explain(error: ConverterError, model: tf.keras.Model) -> str:

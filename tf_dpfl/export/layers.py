@@ -3,105 +3,78 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Iterator
 from typing import Any
 
 import tensorflow as tf
-
-from tf_dpfl.client_work.preparing import prepare_model
-from tf_dpfl.export.gradients import NATIVE
-from tf_dpfl.protocol.errors import ExportError
 
 # Keras appends this when one layer is called more than once.
 _REPEATED = re.compile(r"_\d+$")
 
 
-def layers_of(model: tf.keras.Model) -> list[tf.keras.layers.Layer]:
-    """All layers inside `model`, nested ones too, the model itself left out."""
-    return [
-        module
-        for module in model.submodules
-        if isinstance(module, tf.keras.layers.Layer) and module is not model
-    ]
+def layers_of(model: tf.keras.Model) -> dict[str, Any]:
+    """All layers inside `model` by path ("encoder/block/conv"); a shared one comes once."""
+    return dict(_walk(model, (), set()))
 
 
-def describe(layer: tf.keras.layers.Layer) -> str:
-    """How errors name a layer: `layer 'conv' (Conv2D)`."""
-    return f"layer {layer.name!r} ({type(layer).__name__})"
+def _walk(parent: Any, path: tuple[str, ...], seen: set[int]) -> Iterator[tuple[str, Any]]:
+    for layer in parent._flatten_layers(recursive=False, include_self=False):
+        if id(layer) in seen:
+            continue
+        seen.add(id(layer))
+        here = (*path, layer.name)
+        yield "/".join(here), layer
+        yield from _walk(layer, here, seen)
+
+
+def describe(path: str, layer: Any) -> str:
+    """How errors name a layer: `layer 'encoder/conv' (Conv2D)`."""
+    return f"layer {path!r} ({type(layer).__name__})"
+
+
+def find_layer(model: tf.keras.Model, op_name: str) -> tuple[str, Any] | None:
+    """Path and layer of the innermost layer in whose scope the op or tensor `op_name` is."""
+    scopes = re.split(r"[/;:@]", op_name)
+    found = None
+    for path, layer in layers_of(model).items():
+        depth = _depth(path.split("/"), scopes)
+        # The layer whose name stands furthest inside, and of those the longest path.
+        if depth is not None and (found is None or depth >= found[0]):
+            found = (depth, path, layer)
+    return None if found is None else found[1:]
+
+
+def _depth(path: list[str], scopes: list[str]) -> tuple[int, int] | None:
+    """Where the last name of `path` is in `scopes`, and how many of its names are there."""
+    places = [i for i, scope in enumerate(scopes) if _is_scope_of(path[-1], scope)]
+    if not places:
+        return None
+    named, last = 0, places[-1]
+    for scope in scopes[: last + 1]:
+        named += named < len(path) and _is_scope_of(path[named], scope)
+    return last, named
+
+
+def _is_scope_of(name: str, scope: str) -> bool:
+    return name in (scope, _REPEATED.sub("", scope))
 
 
 def layer_of_op(model: tf.keras.Model, op_name: str) -> str:
-    """The innermost layer in whose scope the op or tensor `op_name` is."""
-    by_name = {layer.name: layer for layer in layers_of(model)}
-    for scope in reversed(re.split(r"[/;:@]", op_name)):
-        layer = by_name.get(scope) or by_name.get(_REPEATED.sub("", scope))
-        if layer is not None:
-            return describe(layer)
-    return "no Keras layer (the loss, the optimizer or the clipping)"
+    """How errors name the layer of `op_name`."""
+    found = find_layer(model, op_name)
+    if found is None:
+        return "no Keras layer (the loss, the optimizer or the clipping)"
+    return describe(*found)
 
 
 def layer_of_variable(model: tf.keras.Model, index: int) -> str:
     """The innermost layer that owns `model.trainable_variables[index]`."""
     variable = model.trainable_variables[index]
     owners = [
-        layer
-        for layer in layers_of(model)
+        (path, layer)
+        for path, layer in layers_of(model).items()
         if any(owned is variable for owned in layer.trainable_variables)
     ]
     if not owners:
         return f"the model's own variable {variable.name!r}"
-    return describe(min(owners, key=lambda layer: len(layer.trainable_variables)))
-
-
-def refuse_ops_without_gradient(model: tf.keras.Model, op_gradients: Mapping[str, str]) -> None:
-    """Raises ExportError naming every layer and op the rules do not cover.
-
-    Looked at are the ops between the trainable variables and the logits: those
-    that a gradient goes through.
-    """
-    specs = [tf.TensorSpec([1, *tensor.shape[1:]], tensor.dtype) for tensor in model.inputs]
-    prepared = prepare_model(model)
-    values = prepared.random_values
-    forward = tf.function(
-        lambda *inputs: prepared(
-            inputs, training=True, random=tf.zeros([1, values]) if values else None
-        ),
-        autograph=False,
-    )
-    traced = forward.get_concrete_function(*specs)
-    handles = {id(variable.handle) for variable in model.trainable_variables}
-    sources = [inner for outer, inner in traced.graph.captures if id(outer) in handles]
-    faults = []
-    for op in _between(sources, traced.graph.outputs):
-        if op.type not in op_gradients and op.type not in NATIVE:
-            faults.append(f"{layer_of_op(model, op.name)}: op {op.type} ({op.name})")
-    if faults:
-        listed = "; ".join(dict.fromkeys(faults))
-        raise ExportError(
-            f"these have no gradient made of TFLite builtin ops: {listed}; replace the layers, "
-            "or add a rule to tf_dpfl/export/gradients"
-        )
-
-
-def _between(sources: list[Any], results: list[Any]) -> list[Any]:
-    """Ops on a path of floating-point tensors from `sources` to `results`."""
-    wanted: set[str] = set()
-    pending = [tensor.op for tensor in results]
-    while pending:
-        op = pending.pop()
-        if op.name in wanted:
-            continue
-        wanted.add(op.name)
-        pending += [tensor.op for tensor in op.inputs]
-    reached = {tensor.ref() for tensor in sources}
-    path = []
-    for op in results[0].graph.get_operations():  # in the order they were made
-        if op.name not in wanted or not any(t.ref() in reached for t in op.inputs):
-            continue
-        # Integers and truth values (shapes, comparisons) carry no gradient.
-        floating = {t.ref() for t in op.outputs if t.dtype.is_floating}
-        if floating:
-            path.append(op)
-        if op.type != "StopGradient":
-            reached |= floating
-    return path
+    return describe(*min(owners, key=lambda owner: len(owner[1].trainable_variables)))

@@ -9,12 +9,12 @@ import tensorflow as tf
 
 from tf_dpfl.client_work.interface import interface_of
 from tf_dpfl.client_work.preparing import prepare_model
-from tf_dpfl.export.layers import layers_of
+from tf_dpfl.export.ids import ids_of_inputs
 from tf_dpfl.protocol.interface import INT32, ExampleTensor
 from tf_dpfl.protocol.plan import LocalTraining
 
-# An integer input that no Embedding reads may be a flag, a count or a position.
-_IDS_WITHOUT_EMBEDDING = 2
+# An integer input that looks nothing up may be a flag, a count or a position.
+_IDS_WITHOUT_TABLE = 2
 
 
 class RandomExamples:
@@ -25,18 +25,22 @@ class RandomExamples:
             model, local_training, random_values=prepare_model(model).random_values
         )
         self._loss = local_training.loss
-        embeddings = [
-            layer.input_dim
-            for layer in layers_of(model)
-            if isinstance(layer, tf.keras.layers.Embedding)
+        self._ids = ids_of_inputs(model)
+
+    @property
+    def numbers(self) -> list[str]:
+        """The names of the inputs that hold numbers, not ids."""
+        return [
+            tensor.name
+            for tensor, ids in zip(self._interface.inputs, self._ids)
+            if ids is None and tensor.dtype != INT32
         ]
-        self._ids = min(embeddings, default=_IDS_WITHOUT_EMBEDDING)
 
     def inputs(self, rng: np.random.Generator, count: int) -> dict[str, Any]:
         """`count` examples' inputs by name."""
         return {
-            tensor.name: _draw(rng, tensor, count, below=self._ids)
-            for tensor in self._interface.inputs
+            tensor.name: _draw_input(rng, tensor, count, ids=ids)
+            for tensor, ids in zip(self._interface.inputs, self._ids)
         }
 
     def batch(self, rng: np.random.Generator, count: int) -> dict[str, Any]:
@@ -52,6 +56,15 @@ class RandomExamples:
             shape = (count, self._interface.random_values)
             batch["random"] = rng.random(shape, dtype=np.float32)
         return batch
+
+
+def _draw_input(
+    rng: np.random.Generator, tensor: ExampleTensor, count: int, *, ids: int | None
+) -> Any:
+    if ids is None:
+        return _draw(rng, tensor, count, below=_IDS_WITHOUT_TABLE)
+    drawn = rng.integers(0, ids, (count, *tensor.shape))
+    return drawn.astype(np.int32 if tensor.dtype == INT32 else np.float32)
 
 
 def _draw(rng: np.random.Generator, tensor: ExampleTensor, count: int, *, below: int) -> Any:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import tempfile
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -18,6 +18,7 @@ from models.registry import build_model
 from models.validate import validate_model
 from tf_dpfl.client_work.computation import layout_of
 from tf_dpfl.client_work.interface import interface_of
+from tf_dpfl.client_work.losses import require_fitting_loss
 from tf_dpfl.export.client import build_client_tflite, dp_method_of
 from tf_dpfl.export.folders import (
     CARD_FILE,
@@ -28,15 +29,17 @@ from tf_dpfl.export.folders import (
     require_free,
     write_folder,
 )
+from tf_dpfl.export.gradients import op_gradients
+from tf_dpfl.export.refusals import faults_of_layers
 from tf_dpfl.export.verify import verify_client_tflite
 from tf_dpfl.privacy.accounting import central_epsilon
 from tf_dpfl.privacy.calibration import calibrate_plan
 from tf_dpfl.privacy.mechanism import Mechanism, mechanism_from_json, mechanism_of_plan
 from tf_dpfl.protocol import manifest as names
 from tf_dpfl.protocol import signing
-from tf_dpfl.protocol.errors import ExportError, StateError, TaskError
+from tf_dpfl.protocol.errors import ExportError, ModelError, StateError, TaskError
 from tf_dpfl.protocol.manifest import FileDigest, Manifest, manifest_to_bytes, sign_manifest
-from tf_dpfl.protocol.plan import Plan
+from tf_dpfl.protocol.plan import LocalTraining, Plan
 from tf_dpfl.protocol.plan_files import load_plan
 from tf_dpfl.protocol.tensors import vector_to_bytes
 
@@ -104,9 +107,8 @@ def export_client(
         source = _from_plan(plan_or_run, model, input_shape=input_shape, classes=classes)
     else:
         source = _from_run(Path(plan_or_run), model, overrides=overrides)
-    validate_model(source.model)
+    require_exportable(source.model, source.plan)
     interface = interface_of(source.model, source.plan.local_training)
-    require_keepable(source.model)
     plan = calibrate_plan(source.plan)
     claim = _central_epsilon(plan, source.prior)
     method = dp_method_of(source.model, plan)
@@ -140,6 +142,46 @@ def export_client(
     files[names.PUBLIC_KEY_FILE] = signing.public_key_hex(key).encode()
     write_folder(out, files)
     return manifest
+
+
+def require_exportable(model: tf.keras.Model, plan: Plan) -> None:
+    """Raises ModelError with every reason why `model` can not be a task, one line each.
+
+    What a first check finds does not hide what a later one would: layers that can
+    not be trained privately, inputs and outputs that do not fit, a model that can
+    not be kept in a file, layers that devices can not train.
+    """
+    checks: tuple[Callable[[], object], ...] = (
+        lambda: validate_model(model),
+        lambda: _require_interface(model, plan.local_training),
+        lambda: require_keepable(model),
+    )
+    faults: list[str] = []
+    for check in checks:
+        try:
+            check()
+        except ModelError as error:
+            faults += error.faults
+    if not faults:
+        return  # the export itself names layers that devices can not train
+    known = {_place(fault) for fault in faults}
+    faults += [f for f in _faults_on_devices(model) if _place(f) not in known]
+    raise ModelError(faults)
+
+
+def _require_interface(model: tf.keras.Model, local_training: LocalTraining) -> None:
+    require_fitting_loss(local_training.loss, interface_of(model, local_training))
+
+
+def _faults_on_devices(model: tf.keras.Model) -> list[str]:
+    try:
+        return faults_of_layers(model, op_gradients())
+    except Exception:  # the model has faults: it may not even run
+        return []
+
+
+def _place(fault: str) -> str:
+    return fault.partition(":")[0].replace("'", "")
 
 
 def _from_plan(

@@ -1,12 +1,13 @@
 """Holding `client.tflite` to TensorFlow before it leaves: same weights, same reports.
 
-The reference is the same client computation under TensorFlow's own kernels and
-gradients, and, for the report, the NumPy clipping of `protocol.clipping`.
+The references: the same client computation under TensorFlow's own kernels and
+gradients; Keras' own layers and loss under a GradientTape, which share nothing with
+it; and, for the report, the NumPy clipping of `protocol.clipping`.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -18,9 +19,9 @@ from tf_dpfl.export.layers import layer_of_variable
 from tf_dpfl.export.operators import refuse_custom_ops
 from tf_dpfl.export.random_examples import RandomExamples
 from tf_dpfl.export.runners import Runner, interpreter_runner, tensorflow_runner
+from tf_dpfl.export.tape import first_step, tape_gradient
 from tf_dpfl.protocol.clipping import clip_by_global_norm
 from tf_dpfl.protocol.errors import ExportError
-from tf_dpfl.protocol.interface import INPUT
 from tf_dpfl.protocol.plan import Plan
 from tf_dpfl.protocol.tensors import Float32
 
@@ -116,6 +117,7 @@ class _Checks:
         self._layout = layout_of(model)
         self._initial = reference.get_weights()
         self._examples = RandomExamples(model, plan.local_training)
+        self._tape_gradient = tape_gradient(model, plan.local_training)
         self._gradients = None
         if plan.local_training.optimizer == "adam":
             plain = replace(plan.local_training, optimizer="sgd", proximal=0.0)
@@ -130,6 +132,7 @@ class _Checks:
             for real in sorted({size, (size + 1) // 2, 1, 0}, reverse=True):
                 name = f"one step from {start} weights, {real} of {size} examples real"
                 yield name, self._one_step(shaken=shaken, real=real)
+            yield f"one step from {start} weights against a GradientTape", self._tape(shaken=shaken)
             yield f"inference with {start} weights", self._inference(shaken=shaken)
         if self._device.train_dp is not None:
             for real in sorted({size, (size + 1) // 2, 0}, reverse=True):
@@ -174,6 +177,22 @@ class _Checks:
 
         return check
 
+    def _tape(self, *, shaken: bool) -> Callable[[np.random.Generator], list[str]]:
+        """One step at learning rate 1 against Keras' loss and a GradientTape."""
+
+        def check(rng: np.random.Generator) -> list[str]:
+            size = self._plan.local_training.batch_size
+            batch, start = self._batch(rng, real=size), self._start(rng, shaken=shaken)
+            told = self._tells(start, lambda runner: runner.train(batch.tensors, batch.weight, 1.0))
+            self._device.set_weights(start)
+            self._device.train(batch.tensors, batch.weight, 1.0)
+            self._reference.set_weights(start)
+            gradient = self._tape_gradient(batch.tensors, batch.weight)
+            step = first_step(gradient, self._plan.local_training, rate=1.0)
+            return self._weight_faults(start, start - step, told=told)
+
+        return check
+
     def _private_step(
         self, *, real: int, broken: bool = False
     ) -> Callable[[np.random.Generator], list[str]]:
@@ -181,19 +200,25 @@ class _Checks:
 
         def check(rng: np.random.Generator) -> list[str]:
             start, batch = self._start(rng, shaken=True), self._batch(rng, real=real)
-            if broken and not _break_an_example(batch.tensors):
+            if broken and not _break_an_example(batch.tensors, self._examples.numbers):
                 return []  # ids can not be broken
             noise = rng.normal(size=self._layout.size).astype(np.float32)
             faults = []
             norm = self._gradient_norm(start, batch)
-            told = self._tells(start, batch)
             for clip_norm in (0.1 * norm, norm, 100.0 * norm):
                 for share in (np.zeros_like(noise), noise * np.float32(0.01 * clip_norm)):
-                    for runner in (self._device, self._reference):
-                        runner.set_weights(start)
+
+                    def step(
+                        runner: Runner, clip_norm: float = clip_norm, share: Float32 = share
+                    ) -> None:
                         assert runner.train_dp is not None
                         runner.train_dp(batch.tensors, batch.weight, 1.0, clip_norm, share)
-                    found = self._weight_faults(start, told=told)
+
+                    told = self._tells(start, step)
+                    for runner in (self._device, self._reference):
+                        runner.set_weights(start)
+                        step(runner)
+                    found = self._weight_faults(start, self._reference.get_weights(), told=told)
                     faults += [f"clip norm {clip_norm:.3g}: {text}" for text in found]
             return faults
 
@@ -207,11 +232,13 @@ class _Checks:
         return norm if np.isfinite(norm) and norm > 0 else 1.0
 
     def _training_faults(self, start: Float32, batches: list[_Batch], rate: float) -> list[str]:
-        losses, told = [], self._tells(start, batches[0])
+        first = batches[0]
+        told = self._tells(start, lambda runner: runner.train(first.tensors, first.weight, 1.0))
+        losses = []
         for runner in (self._device, self._reference):
             runner.set_weights(start)
             losses.append([runner.train(b.tensors, b.weight, rate) for b in batches])
-        faults = self._weight_faults(start, told=told)
+        faults = self._weight_faults(start, self._reference.get_weights(), told=told)
         ours_losses, true_losses = losses
         if not faults and not np.allclose(
             ours_losses, true_losses, rtol=_OUTPUT_TOLERANCE, atol=1e-6
@@ -219,23 +246,23 @@ class _Checks:
             faults.append(f"the loss is {ours_losses} instead of {true_losses}")
         return faults
 
-    def _tells(self, start: Float32, batch: _Batch) -> Float32:
-        """1 for each weight whose step tells right from wrong, float32 [d]."""
+    def _tells(self, start: Float32, step: Callable[[Runner], Any]) -> Float32:
+        """1 for each weight whose `step` from `start` tells right from wrong, float32 [d]."""
         if self._gradients is None:
             return np.ones_like(start)
         self._gradients.set_weights(start)
-        self._gradients.train(batch.tensors, batch.weight, 1.0)
+        step(self._gradients)
         gradient = np.abs(self._gradients.get_weights() - start)
         least = _SMALL_IN_MODEL * np.max(gradient)
         parts = self._layout.split(gradient)
         return self._layout.join([p > max(least, _SMALL_IN_VARIABLE * np.max(p)) for p in parts])
 
-    def _weight_faults(self, start: Float32, *, told: Float32) -> list[str]:
-        """Variables that the device has moved from `start` otherwise than the reference.
+    def _weight_faults(self, start: Float32, reference: Float32, *, told: Float32) -> list[str]:
+        """Variables that the device has moved from `start` otherwise than to `reference`.
 
         Looked at are the weights that `told` (float32 [d]) is 1 for.
         """
-        device, reference = self._device.get_weights(), self._reference.get_weights()
+        device = self._device.get_weights()
         if not np.isfinite(reference).all():
             return ["TensorFlow itself gets weights that are not finite"]
         device, reference = (np.where(told, moved, start) for moved in (device, reference))
@@ -334,12 +361,11 @@ class _Checks:
         return _Batch(self._examples.batch(rng, size), weight)
 
 
-def _break_an_example(tensors: Mapping[str, Any]) -> bool:
-    """Puts NaN into one example's first float input; False where there is none."""
-    for name, values in tensors.items():
-        if name.startswith(INPUT) and values.dtype == np.float32:
-            values[1 % len(values)] = np.nan
-            return True
+def _break_an_example(tensors: Mapping[str, Any], numbers: Collection[str]) -> bool:
+    """Puts NaN into one example's first input of `numbers`; False where there is none."""
+    for name in numbers:
+        tensors[name][1 % len(tensors[name])] = np.nan
+        return True
     return False
 
 

@@ -23,6 +23,9 @@ from tf_dpfl.protocol.tensors import Float32
 # bound exact for vectors of up to about 10^8 entries.
 CLIP_MARGIN = 1e-5
 
+LARGEST_NORM = float(np.sqrt(np.finfo(np.float32).max))
+"""From this norm on an update counts as broken: its square overflows float32."""
+
 
 def clip_by_global_norm(update: Float32, *, clip_norm: float) -> Float32:
     """Scales `update` (shape [d], float32) to L2 norm at most `clip_norm`.
@@ -32,7 +35,7 @@ def clip_by_global_norm(update: Float32, *, clip_norm: float) -> Float32:
     """
     bound = require_finite_positive("clip_norm", clip_norm) * (1.0 - CLIP_MARGIN)
     norm = float(np.linalg.norm(update.astype(np.float64)))
-    if not norm < float(np.sqrt(np.finfo(np.float32).max)):
+    if not norm < LARGEST_NORM:
         return np.zeros_like(update)
     if norm <= bound:
         return update.copy()

@@ -44,7 +44,11 @@ class ModelError(DpflError):
 
 
 class ExportError(DpflError):
-    """The exported file would not compute what TensorFlow computes."""
+    """The exported file would not compute what TensorFlow computes; `faults` lists why."""
+
+    def __init__(self, faults: str | Sequence[str]):
+        self.faults = (faults,) if isinstance(faults, str) else tuple(faults)
+        super().__init__("\n".join(self.faults))
 
 
 class TaskError(DpflError):

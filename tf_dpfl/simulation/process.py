@@ -17,6 +17,7 @@ from models.validate import validate_model
 from tf_dpfl.client_work.computation import ClientComputation, layout_of
 from tf_dpfl.client_work.faster_gradients import FASTER_GRADIENTS
 from tf_dpfl.client_work.interface import interface_of
+from tf_dpfl.client_work.losses import require_fitting_loss
 from tf_dpfl.data.columns import FederatedData
 from tf_dpfl.protocol.plan import Plan, Server
 from tf_dpfl.simulation.aggregation import SEED_TYPE, build_aggregation_process
@@ -72,7 +73,9 @@ def build_learning_process(
             [tff.TensorType(v.dtype, v.shape) for v in initial.non_trainable],
         )
     )
-    records = ShardRecords(data, plan, interface_of(model, plan.local_training))
+    interface = interface_of(model, plan.local_training)
+    require_fitting_loss(plan.local_training.loss, interface)
+    records = ShardRecords(data, plan, interface)
     shards_type = records.shard_type()
     aggregation = build_aggregation_process(plan, size=layout.size)
     server_optimizer = build_server_optimizer(plan.server)

@@ -8,6 +8,7 @@ Formal guarantees, for every example (NaN and infinities included):
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 
 import tensorflow as tf
@@ -49,13 +50,21 @@ class Selection:
     def rows(self, values: tf.Tensor) -> tf.Tensor:
         """`values` [B, ...] with zeros for the examples that do not count.
 
-        By copying rows: TFLite's select with a broadcast condition is many times slower.
+        By copying rows, one of them of zeros: TFLite's select with a broadcast
+        condition is many times slower.
         """
-        size = values.shape[0]
-        row = tf.where(self.counts, tf.range(size), tf.fill([size], size))
-        return tf.gather(tf.concat([values, tf.zeros([1, *values.shape[1:]])], axis=0), row)
+        return tf.reshape(self._flat_rows(values), values.shape)
 
     def scaled_rows(self, values: tf.Tensor) -> tf.Tensor:
         """`rows` times each example's factor."""
-        ones = [1] * (values.shape.rank - 1)
-        return self.rows(values) * tf.reshape(self.factor, [-1, *ones])
+        scaled = self._flat_rows(values) * tf.reshape(self.factor, [-1, 1])
+        return tf.reshape(scaled, values.shape)
+
+    def _flat_rows(self, values: tf.Tensor) -> tf.Tensor:
+        """Flat, so that a tensor which is met in several shapes is copied once."""
+        size = values.shape[0]
+        flat = tf.reshape(values, [size, math.prod(values.shape[1:])])
+        row = tf.where(self.counts, tf.range(size), tf.fill([size], size))
+        # Padding, because zeros to join would be a constant of a row's size in every
+        # TFLite file.
+        return tf.gather(tf.pad(flat, [[0, 1], [0, 0]]), row)

@@ -86,6 +86,8 @@ def run_on_labels(op: Any, labels: Sequence[Labels | None]) -> list[Labels]:
             values.append(np.int64(0))
         else:
             value = tf.get_static_value(tensor)
+            if value is None and op.type == "ResizeNearestNeighbor":
+                value = static_shape(op.outputs[0])[1:3]  # Keras computes it from shapes
             if value is None:
                 refuse(op, f"its input {index} is not a constant")
             values.append(value)

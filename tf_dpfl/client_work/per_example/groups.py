@@ -42,7 +42,7 @@ class Group(Protocol):
 
 @dataclass(frozen=True)
 class EntryGroup:
-    """Gradients held entry by entry: `values` float32 [B, n]."""
+    """Gradients held entry by entry: `values` float32 [B, n], n entries in `positions`."""
 
     values: tf.Tensor
     positions: Positions
@@ -53,8 +53,7 @@ class EntryGroup:
 
     def clipped_sum(self, selection: Selection) -> tf.Tensor:
         """As `Group`."""
-        row = tf.reshape(selection.factor, [1, -1])
-        total = tf.matmul(row, selection.rows(self.values))
+        total = tf.reduce_sum(selection.scaled_rows(self.values), axis=0)
         return tf.reshape(total, self.positions.shape)
 
 

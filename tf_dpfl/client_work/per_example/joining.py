@@ -62,6 +62,8 @@ def in_weight_order(values: tf.Tensor, positions: Positions, wanted: Positions) 
     Both hold the same entries, each once.
     """
     have, want = positions.reshape(-1), wanted.reshape(-1)
+    if positions.ndim == 2 and np.array_equal(positions.T.reshape(-1), want):
+        return tf.reshape(tf.transpose(values), wanted.shape)
     flat = tf.reshape(values, [-1])
     if not np.array_equal(have, want):
         order = np.argsort(np.abs(have))[np.argsort(np.argsort(np.abs(want)))]
@@ -101,9 +103,10 @@ def _add_up(overlapping: Joined) -> Joined:
             group = write_out(group)
         if not isinstance(group, EntryGroup):
             refuse(site.op, "a table is looked up and used in another way that cannot be joined")
-        order = np.argsort(np.abs(group.positions))
-        entries = np.abs(group.positions[order])
-        values = _signed(tf.gather(group.values, order, axis=1), group.positions[order], entries)
+        positions = group.positions.reshape(-1)
+        order = np.argsort(np.abs(positions))
+        entries = np.abs(positions[order])
+        values = _signed(tf.gather(group.values, order, axis=1), positions[order], entries)
         sums.setdefault(entries.tobytes(), (site, entries, []))[2].append(values)
     return [(site, EntryGroup(tf.add_n(v), entries)) for site, entries, v in sums.values()]
 

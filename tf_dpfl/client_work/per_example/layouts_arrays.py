@@ -20,7 +20,7 @@ _MIXES = "it reduces over the batch, which mixes examples"
     *"Maximum Minimum Mul Neg NotEqual OnesLike Pow RealDiv Reciprocal Relu Relu6".split(),
     *"Round Rsqrt Select SelectV2".split(),
     *"Selu Sigmoid Sign Sin Softplus Softsign Sqrt Square SquaredDifference Sub Tanh".split(),
-    *"BiasAdd DivNoNan MulNoNan Xdivy ClipByValue".split(),
+    *"BiasAdd IsFinite DivNoNan MulNoNan Xdivy ClipByValue".split(),
 )
 def _elementwise(op: Any, layouts: Layouts) -> Layout:
     """Every output entry is made of the entries at the same place of the inputs."""
@@ -50,7 +50,7 @@ def _reduction(op: Any, layouts: Layouts) -> Layout:
     return layout.at(layout.axis - sum(axis < layout.axis for axis in reduced))
 
 
-@keeps_examples_apart("Softmax", "LogSoftmax", "L2Loss")
+@keeps_examples_apart("Softmax", "LogSoftmax", "L2Loss", "TopKV2")
 def _over_last_axis(op: Any, layouts: Layouts) -> Layout:
     layout = layouts[0]
     if layout is None or op.type == "L2Loss" or layout.axis == len(static_shape(op.inputs[0])) - 1:

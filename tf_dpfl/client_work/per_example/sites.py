@@ -52,13 +52,30 @@ def find_sites(
         computes with weights before they meet the batch.
     """
     found = _Search({tensor.ref(): Layout(0) for tensor in batch}, dict(weights), examples)
+    needed = _needed_for(losses)
     for op in ops:
-        found.visit(op)
+        if op.name in needed:
+            found.visit(op)
     if losses.ref() in found.without_rule:
         raise found.without_rule[losses.ref()]
     if found.layouts.get(losses.ref()) != Layout(0) or static_shape(losses) != (examples,):
         refuse(losses.op, "the losses are not one number for each example of the batch")
     return found.sites
+
+
+def _needed_for(losses: Any) -> set[str]:
+    """The names of all ops that `losses` are computed from.
+
+    Keras leaves others behind, like `inputs[0]`, of which it wants the dtype only.
+    """
+    needed: set[str] = set()
+    pending = [losses.op]
+    while pending:
+        op = pending.pop()
+        if op.name not in needed:
+            needed.add(op.name)
+            pending += [tensor.op for tensor in op.inputs]
+    return needed
 
 
 class _Search:

@@ -39,7 +39,7 @@ class Lookups:
 
 @dataclass(frozen=True)
 class Entries:
-    """Example b's gradient itself: `values` float32 [B, n]; `positions` [n]."""
+    """Example b's gradient itself: `values` float32 [B, n]; `positions` has n entries."""
 
     values: tf.Tensor
     positions: Positions

@@ -8,10 +8,11 @@ import tensorflow as tf
 
 from tf_dpfl.client_work.per_example.groups import gram_is_cheaper
 from tf_dpfl.client_work.per_example.layouts import by_example
-from tf_dpfl.client_work.per_example.patches import padded, patches, window_of
+from tf_dpfl.client_work.per_example.patches import padded, window_of
 from tf_dpfl.client_work.per_example.refusals import static_shape
 from tf_dpfl.client_work.per_example.sites import Site
 from tf_dpfl.client_work.per_example.uses import Entries, Products, Use, use_of
+from tf_dpfl.client_work.windows import patches
 
 
 @use_of("Conv2D", 1)
@@ -33,29 +34,29 @@ def _transposed_convolution(site: Site, grad: tf.Tensor) -> Use:
 
 
 def _kernel_gradient(site: Site, met: tf.Tensor, outputs: tf.Tensor) -> Use:
-    """`met` [B, p, T] times `outputs` [.., h, w, q] with T windows an image."""
-    size, places = met.shape[1:]
+    """`met` [.., T, p] times `outputs` [.., h, w, q] with T windows an image."""
+    places, size = met.shape[1:]
     columns = static_shape(outputs)[3]
     matrix = site.positions.reshape(size, columns)
     pixels = tf.reshape(outputs, [-1, places, columns])
     repeats = _images_of_one_example(site, outputs)
     if gram_is_cheaper(places * repeats, size, columns):
-        rows = tf.transpose(met, [0, 2, 1])
-        return Products(_by_example(site, rows), _by_example(site, pixels), matrix)
-    values = tf.matmul(met, tf.transpose(pixels, [0, 2, 1]), transpose_b=True)
-    return Entries(_summed(site, values), matrix.reshape(-1))
+        return Products(_by_example(site, met), _by_example(site, pixels), matrix)
+    # The outputs are turned, which are fewer than what the windows meet.
+    values = tf.matmul(tf.transpose(pixels, [0, 2, 1]), met)
+    return Entries(_summed(site, values), matrix.T)
 
 
 def _grouped(site: Site, met: tf.Tensor, grad: tf.Tensor, groups: int) -> Entries:
     """Every group of outputs meets only its own group of channels."""
-    images, _, places = met.shape
+    images, places, _ = met.shape
     kernel = site.positions.shape
     taps, channels, columns = kernel[0] * kernel[1], kernel[2], kernel[3] // groups
-    met = tf.reshape(met, [images, taps, groups, channels, places])
-    met = tf.reshape(tf.transpose(met, [0, 2, 1, 3, 4]), [-1, taps * channels, places])
+    met = tf.reshape(met, [images, places, taps, groups, channels])
+    met = tf.reshape(tf.transpose(met, [0, 3, 2, 4, 1]), [-1, taps * channels, places])
     pixels = tf.reshape(grad, [images, places, groups, columns])
-    pixels = tf.reshape(tf.transpose(pixels, [0, 2, 3, 1]), [-1, columns, places])
-    values = tf.matmul(met, pixels, transpose_b=True)
+    pixels = tf.reshape(tf.transpose(pixels, [0, 2, 1, 3]), [-1, places, columns])
+    values = tf.matmul(met, pixels)
     values = tf.reshape(values, [images, -1])
     order = site.positions.reshape(taps * channels, groups, columns).transpose(1, 0, 2)
     return Entries(_summed(site, values), order.reshape(-1))

@@ -12,8 +12,12 @@ the file of its family, and a case to `tests/client_work/test_preparing.py`.
 
 from tf_dpfl.client_work.preparing import (  # noqa: F401  importing a family registers it
     activations,
+    attention,
     convolutions,
+    layer_graph,
     noise_layers,
+    normalization,
+    own_layers,
     recurrent,
     wrappers,
 )

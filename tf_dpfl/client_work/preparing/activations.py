@@ -6,9 +6,10 @@ from collections.abc import Callable
 from typing import Any
 
 import tensorflow as tf
+from keras.src.layers.core.tf_op_layer import TFOpLambda
 
 from tf_dpfl.client_work.preparing.randomness import RandomSource
-from tf_dpfl.client_work.preparing.replacements import changed_copy, replacement_of
+from tf_dpfl.client_work.preparing.replacements import replacement_of
 
 Activation = Callable[..., Any]
 
@@ -42,22 +43,41 @@ def softsign(x: tf.Tensor) -> tf.Tensor:
     return x / (1.0 + tf.abs(x))
 
 
+def swish(x: tf.Tensor, beta: float = 1.0) -> tf.Tensor:
+    """x * sigmoid(beta * x), without TensorFlow's gradient of its own, through which no
+    per-example rule could look.
+    """
+    return x * tf.sigmoid(x if beta == 1.0 else beta * x)
+
+
 _PORTABLE: dict[Activation, Activation] = {
     tf.keras.activations.gelu: gelu,
     tf.keras.activations.softsign: softsign,
+    tf.keras.activations.swish: swish,
     tf.nn.gelu: gelu,
     tf.nn.softsign: softsign,
+    tf.nn.silu: swish,
 }
 
 
 def portable(activation: Any) -> Any:
     """`activation`, or its equal made of ops with a TFLite builtin."""
-    return _PORTABLE.get(activation, activation)
+    return _PORTABLE.get(activation, activation) if callable(activation) else activation
 
 
-@replacement_of(tf.keras.layers.Layer)
-def _replace_activation(layer: Any, _source: RandomSource) -> Any:
-    activation = getattr(layer, "activation", None)
-    if portable(activation) is activation:
-        return layer
-    return changed_copy(layer, activation=portable(activation))
+class _PortableOp(tf.keras.layers.Layer):
+    """An activation called in a functional model: `tf.nn.gelu(x)`."""
+
+    def __init__(self, original: Any):
+        super().__init__(name=original.name)
+        self._function = portable(original.function)
+
+    def call(self, *values: Any, **settings: Any) -> Any:
+        """What the original computes."""
+        of_keras = ("name", "training")
+        return self._function(*values, **{k: v for k, v in settings.items() if k not in of_keras})
+
+
+@replacement_of(TFOpLambda)
+def _replace_function(layer: Any, _source: RandomSource) -> Any:
+    return layer if portable(layer.function) is layer.function else _PortableOp(layer)

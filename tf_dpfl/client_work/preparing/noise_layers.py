@@ -53,7 +53,24 @@ class _Dropout(_FedLayer):
     def _perturb(self, inputs: tf.Tensor) -> tf.Tensor:
         rate = float(self._original.rate)
         uniforms = self._source.uniforms(inputs, self._mask_shape(inputs))
-        return inputs * (tf.cast(uniforms >= rate, inputs.dtype) * (1.0 / (1.0 - rate)))
+        return dropped(inputs, uniforms, rate=rate)
+
+
+def dropped(inputs: tf.Tensor, uniforms: tf.Tensor, *, rate: float) -> tf.Tensor:
+    """`inputs` without those entries whose uniform is below `rate`, the others scaled up."""
+    return inputs * (tf.cast(uniforms >= rate, inputs.dtype) * (1.0 / (1.0 - rate)))
+
+
+class FedGenerator:
+    """In the place of the generator inside Keras' recurrent cells and attention."""
+
+    def __init__(self, source: RandomSource):
+        self._source = source
+
+    def dropout(self, inputs: tf.Tensor, rate: float) -> tf.Tensor:
+        """`inputs`, float32 [B, ...], with Dropout of `rate`."""
+        uniforms = self._source.uniforms(inputs, inputs.shape.as_list()[1:])
+        return dropped(inputs, uniforms, rate=rate)
 
 
 class _AlphaDropout(_FedLayer):

@@ -1,4 +1,4 @@
-"""Running a Keras model's graph of layers with replacements."""
+"""A Keras model and its prepared twin behind one call."""
 
 from __future__ import annotations
 
@@ -7,9 +7,11 @@ from typing import Any
 
 import tensorflow as tf
 
+from tf_dpfl.client_work.preparing.layer_graph import LayerGraph
 from tf_dpfl.client_work.preparing.randomness import RandomSource
-from tf_dpfl.client_work.preparing.replacements import replaced
-from tf_dpfl.protocol.errors import ModelError
+from tf_dpfl.client_work.preparing.tracing import activations_apart, functions_inlined
+from tf_dpfl.protocol.errors import DpflError, ModelError
+from tf_dpfl.protocol.imports import first_line
 
 
 def prepare_model(model: tf.keras.Model) -> PreparedModel:
@@ -48,7 +50,7 @@ class PreparedModel:
     def __init__(self, model: tf.keras.Model):
         self.random = RandomSource()
         self._model = model
-        self._layers: dict[int, Any] = {}
+        self._layers = LayerGraph(model, self.random)
         self.random_values = self._count_random_values()
 
     def __call__(
@@ -69,50 +71,27 @@ class PreparedModel:
     def _forward(
         self, inputs: Sequence[tf.Tensor], *, training: bool, random: tf.Tensor | None
     ) -> Any:
-        with self.random.fed(random):
-            return self._run(self._model, list(inputs), training=training)
-
-    def _run(self, model: Any, inputs: list[Any], *, training: bool) -> Any:
-        """What `Functional.call` does, with `_call` for each node's layer."""
-        computed: dict[str, list[Any]] = {}
-        uses = model._tensor_usage_count
-        for reference, value in zip(model.inputs, inputs):
-            value = model._conform_to_reference_input(value, ref_input=reference)
-            computed[str(id(reference))] = [value] * uses[str(id(reference))]
-        for depth in sorted(model._nodes_by_depth, reverse=True):
-            for node in model._nodes_by_depth[depth]:
-                if node.is_input:
-                    continue
-                arguments, keywords = node.map_arguments(computed)
-                outputs = self._call(node.layer, arguments, keywords, training=training)
-                for key, value in zip(node.flat_output_ids, tf.nest.flatten(outputs)):
-                    computed[key] = [value] * uses[key]
-        results = [computed[str(id(reference))].pop() for reference in model.outputs]
-        return tf.nest.pack_sequence_as(model._nested_outputs, results)
-
-    def _call(self, layer: Any, arguments: Any, keywords: Any, *, training: bool) -> Any:
-        active = keywords.get("training")
-        active = training if active is None else active
-        if getattr(layer, "_is_graph_network", False):
-            with tf.name_scope(layer.name):
-                return self._run(layer, tf.nest.flatten(arguments[0]), training=active)
-        if id(layer) not in self._layers:
-            self._layers[id(layer)] = replaced(layer, self.random)
-        if layer._expects_training_arg:
-            keywords = {**keywords, "training": active}
-        return self._layers[id(layer)](*arguments, **keywords)
+        with self.random.fed(random), activations_apart(), functions_inlined():
+            return self._layers.run(list(inputs), training=training)
 
     def _count_random_values(self) -> int:
         def count(*inputs: tf.Tensor) -> tf.Tensor:
             return self._forward(inputs, training=True, random=None)
 
         specs = [tf.TensorSpec([1, *t.shape[1:]], t.dtype) for t in self._model.inputs]
-        traced = tf.function(count, autograph=False).get_concrete_function(*specs)
+        try:
+            traced = tf.function(count, autograph=False).get_concrete_function(*specs)
+        except DpflError:
+            raise
+        except Exception as error:  # of a layer's own code
+            raise ModelError(
+                f"{self._model.name}: can not be traced as a graph: {first_line(error)}; decide "
+                "with tf.where instead of if, and loop over a Python range"
+            ) from error
         drawn = [op.name for op in traced.graph.get_operations() if "Random" in op.type]
         if drawn:
             raise ModelError(
-                f"{self._model.name}: draws random numbers inside of a layer that is not Keras' "
-                f"own ({', '.join(drawn)[:200]}), where they can not be fed from outside; use "
-                "Dropout or GaussianNoise as layers of the model itself"
+                f"{self._model.name}: draws random numbers in a way that can not be fed from "
+                f"outside ({', '.join(drawn)[:200]}); use Dropout or GaussianNoise as layers"
             )
         return self.random.taken

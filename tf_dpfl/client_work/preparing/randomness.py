@@ -34,13 +34,18 @@ class RandomSource:
             self._values = None
 
     def uniforms(self, batch: tf.Tensor, shape: Sequence[int]) -> tf.Tensor:
-        """Float32 [B, *shape] in [0, 1), never handed out before; B is that of `batch`."""
-        count = math.prod(shape)
+        """Float32 [rows, *shape] in [0, 1), never handed out before.
+
+        `batch` has that many rows: one an example, or several in a row (the steps
+        inside of TimeDistributed).
+        """
+        rows = batch.shape[0]
+        examples = 1 if self._values is None else self._values.shape[0]
+        count = rows // examples * math.prod(shape)
         start, self._taken = self._taken, self._taken + count
         if self._values is None:
-            return tf.zeros([batch.shape[0], *shape])
-        size = self._values.shape[0]
-        return tf.reshape(self._values[:, start : start + count], [size, *shape])
+            return tf.zeros([rows, *shape])
+        return tf.reshape(self._values[:, start : start + count], [rows, *shape])
 
     def normals(self, batch: tf.Tensor, shape: Sequence[int]) -> tf.Tensor:
         """Standard normal values, float32 [B, *shape], by Box & Muller (1958)."""

@@ -7,6 +7,7 @@ from typing import Any
 import tensorflow as tf
 
 from tf_dpfl.client_work.preparing.activations import portable
+from tf_dpfl.client_work.preparing.noise_layers import FedGenerator
 from tf_dpfl.client_work.preparing.randomness import RandomSource
 from tf_dpfl.client_work.preparing.replacements import changed_copy, replaced, replacement_of
 
@@ -23,15 +24,17 @@ def _unrolled(layer: Any, source: RandomSource) -> Any:
 
 
 @replacement_of(_LAYERS.SimpleRNNCell, _LAYERS.LSTMCell, _LAYERS.GRUCell)
-def _portable_cell(cell: Any, _source: RandomSource) -> Any:
-    activations = {
+def _portable_cell(cell: Any, source: RandomSource) -> Any:
+    changed = {
         name: portable(getattr(cell, name))
         for name in ("activation", "recurrent_activation")
         if hasattr(cell, name)
     }
-    if all(getattr(cell, name) is value for name, value in activations.items()):
+    if cell.dropout or cell.recurrent_dropout:
+        changed["_random_generator"] = FedGenerator(source)
+    if all(getattr(cell, name) is value for name, value in changed.items()):
         return cell
-    return changed_copy(cell, **activations)
+    return changed_copy(cell, **changed)
 
 
 @replacement_of(_LAYERS.StackedRNNCells)

@@ -4,13 +4,19 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable
+from contextvars import ContextVar
 from typing import Any
+
+import tensorflow as tf
 
 from tf_dpfl.client_work.preparing.randomness import RandomSource
 
 Replacement = Callable[[Any, RandomSource], Any]
 
 _replacements: dict[type[Any], Replacement] = {}
+
+# Layers being replaced: one that holds its own parent would never end.
+_in_work: ContextVar[frozenset[int]] = ContextVar("_in_work", default=frozenset())
 
 
 def replacement_of(*layer_classes: type[Any]) -> Callable[[Replacement], Replacement]:
@@ -26,9 +32,16 @@ def replacement_of(*layer_classes: type[Any]) -> Callable[[Replacement], Replace
 
 def replaced(layer: Any, source: RandomSource) -> Any:
     """What to call instead of `layer`: itself where nothing must change."""
-    for base in type(layer).__mro__:
-        if base in _replacements:
-            return _replacements[base](layer, source)
+    outer = _in_work.get()
+    if id(layer) in outer:
+        return layer
+    token = _in_work.set(outer | {id(layer)})
+    try:
+        for base in type(layer).__mro__:
+            if base in _replacements:
+                return _replacements[base](layer, source)
+    finally:
+        _in_work.reset(token)
     return layer
 
 
@@ -37,6 +50,8 @@ def changed_copy(original: Any, **attributes: Any) -> Any:
 
     Set past Keras' tracking, whose lists the copy shares with the original.
     """
-    twin = copy.copy(original)
-    twin.__dict__.update(attributes)
+    # Keras copies a model by way of a file.
+    is_model = isinstance(original, tf.keras.Model)
+    twin = object.__new__(type(original)) if is_model else copy.copy(original)
+    twin.__dict__.update(vars(original) if is_model else {}, **attributes)
     return twin

@@ -18,10 +18,12 @@ from tf_dpfl.export.gradients import (  # noqa: F401  importing a family registe
     arithmetic,
     arrays,
     convolution,
+    functions,
     gathering,
     linear,
     normalization,
     pooling,
+    rearranging,
     resizing,
 )
 from tf_dpfl.export.gradients.rules import NATIVE, op_gradients

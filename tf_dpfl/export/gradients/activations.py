@@ -48,7 +48,7 @@ def _selu(op: Any, grad: Any) -> Any:
 @gradient_of("Tanh")
 def _tanh(op: Any, grad: Any) -> Any:
     result = op.outputs[0]
-    return grad * (1.0 - result * result)
+    return grad - grad * (result * result)
 
 
 @gradient_of("Sigmoid")

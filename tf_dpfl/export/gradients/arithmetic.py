@@ -5,12 +5,12 @@ from __future__ import annotations
 import math
 from typing import Any
 
+import numpy as np
 import tensorflow as tf
 
 from tf_dpfl.export.gradients.rules import gradient_of
 from tf_dpfl.export.gradients.shapes import (
     as_float,
-    constant,
     kept_shape,
     reduced_axes,
     refuse,
@@ -94,15 +94,6 @@ def _rsqrt(op: Any, grad: Any) -> Any:
     return grad * -0.5 * result * result * result
 
 
-@gradient_of("Pow")
-def _pow(op: Any, grad: Any) -> Any:
-    base = op.inputs[0]
-    exponent = float(constant(op, 1)) if op.inputs[1].shape.rank == 0 else math.nan
-    if not (exponent == int(exponent) if math.isfinite(exponent) else False):
-        refuse(op, "a power that is not a constant integer has no gradient rule")
-    return grad * exponent * tf.pow(base, exponent - 1.0), None
-
-
 @gradient_of("BiasAdd")
 def _bias_add(op: Any, grad: Any) -> Any:
     if op.get_attr("data_format") != b"NHWC":
@@ -111,10 +102,18 @@ def _bias_add(op: Any, grad: Any) -> Any:
 
 
 def _spread(op: Any, grad: Any) -> Any:
-    """`grad` of a reduction's result, repeated over the reduced axes."""
-    axes = reduced_axes(op)
-    repeat = [size if axis in axes else 1 for axis, size in enumerate(static_shape(op.inputs[0]))]
-    return tf.reshape(grad, kept_shape(op)) * tf.ones(repeat)
+    """`grad` of a reduction's result, repeated over the reduced axes.
+
+    By TILE, or along the last axis, where TILE is slow, by a product of matrices: an
+    elementwise product with ones, where both sides are broadcast, takes longer than
+    either.
+    """
+    axes, shape = reduced_axes(op), static_shape(op.inputs[0])
+    if axes == (len(shape) - 1,):
+        ones = np.ones([1, shape[-1]], np.float32)
+        return tf.reshape(tf.matmul(tf.reshape(grad, [-1, 1]), ones), shape)
+    repeat = [size if axis in axes else 1 for axis, size in enumerate(shape)]
+    return tf.tile(tf.reshape(grad, kept_shape(op)), repeat)
 
 
 @gradient_of("Sum")
@@ -126,11 +125,11 @@ def _sum(op: Any, grad: Any) -> Any:
 def _mean(op: Any, grad: Any) -> Any:
     shape = static_shape(op.inputs[0])
     count = math.prod(shape[axis] for axis in reduced_axes(op))
-    return _spread(op, grad) * (1.0 / count), None
+    return _spread(op, grad * (1.0 / count)), None
 
 
-@gradient_of("Max")
-def _max(op: Any, grad: Any) -> Any:
+@gradient_of("Max", "Min")
+def _extreme(op: Any, grad: Any) -> Any:
     values, kept = op.inputs[0], kept_shape(op)
     largest = as_float(tf.equal(values, tf.reshape(op.outputs[0], kept)))
     ties = tf.reduce_sum(largest, axis=list(reduced_axes(op)), keepdims=True)

@@ -8,7 +8,7 @@ import numpy as np
 import tensorflow as tf
 
 from tf_dpfl.export.gradients.rules import gradient_of
-from tf_dpfl.export.gradients.shapes import constant, refuse, static_shape
+from tf_dpfl.export.gradients.shapes import constant, static_shape
 
 
 @gradient_of("Reshape", "Squeeze", "ExpandDims")
@@ -85,16 +85,30 @@ def _slice(op: Any, grad: Any) -> Any:
 
 @gradient_of("StridedSlice")
 def _strided_slice(op: Any, grad: Any) -> Any:
-    padding = []
-    for size, piece in zip(static_shape(op.inputs[0]), _pieces(op)):
-        start, stop, step = piece.indices(size)
-        if step != 1:
-            refuse(op, f"a slice with step {step} has no gradient rule")
-        padding.append((start, size - max(stop, start)))
-    kept = [
-        size - before - after for size, (before, after) in zip(static_shape(op.inputs[0]), padding)
-    ]
-    return tf.pad(tf.reshape(grad, kept), padding), None, None, None
+    sizes = static_shape(op.inputs[0])
+    ranges = [range(*piece.indices(size)) for size, piece in zip(sizes, _pieces(op))]
+    grad = tf.reshape(grad, [len(taken) for taken in ranges])
+    for axis, (size, taken) in enumerate(zip(sizes, ranges)):
+        if taken.step < 0:
+            grad, taken = tf.reverse(grad, axis=[axis]), taken[::-1]
+        grad = _put_back(grad, axis, taken, size)
+    return grad, None, None, None
+
+
+def _put_back(values: Any, axis: int, taken: range, size: int) -> Any:
+    """`values` at the positions `taken` of `axis`, zeros at the others of its `size`."""
+    if taken.step > 1:  # zeros behind every value, and those behind the last one cut off
+        shape = static_shape(values)
+        before, after = list(shape[:axis]), list(shape[axis + 1 :])
+        apart = tf.reshape(values, [*before, len(taken), 1, *after])
+        spread = [(0, 0)] * (len(shape) + 1)
+        spread[axis + 1] = (0, taken.step - 1)
+        values = tf.reshape(tf.pad(apart, spread), [*before, len(taken) * taken.step, *after])
+        extent = [*before, (len(taken) - 1) * taken.step + 1, *after]
+        values = tf.slice(values, [0] * len(shape), extent)
+    padding = [(0, 0)] * len(static_shape(values))
+    padding[axis] = (taken.start, size - taken.start - static_shape(values)[axis])
+    return tf.pad(values, padding) if any(padding[axis]) else values
 
 
 def _pieces(op: Any) -> list[slice]:
@@ -104,14 +118,13 @@ def _pieces(op: Any) -> list[slice]:
         name: int(op.get_attr(f"{name}_mask"))
         for name in ("begin", "end", "ellipsis", "new_axis", "shrink_axis")
     }
-    if masks["new_axis"]:
-        refuse(op, "a new axis inside a slice has no gradient rule")
     rank = len(static_shape(op.inputs[0]))
+    named = [axis for axis in range(len(begin)) if not masks["new_axis"] & (1 << axis)]
     pieces: list[slice] = []
-    for axis in range(len(begin)):
+    for axis in named:
         bit = 1 << axis
         if masks["ellipsis"] & bit:
-            pieces += [slice(None)] * (rank - len(begin) + 1)
+            pieces += [slice(None)] * (rank - len(named) + 1)
         elif masks["shrink_axis"] & bit:
             index = int(begin[axis])
             pieces.append(slice(index, index + 1 or None))

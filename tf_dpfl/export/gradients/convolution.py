@@ -6,9 +6,10 @@ from typing import Any
 
 import tensorflow as tf
 
+from tf_dpfl.client_work.windows import FEW_ROWS, patches
 from tf_dpfl.export.gradients.rules import gradient_of
 from tf_dpfl.export.gradients.shapes import refuse, static_shape
-from tf_dpfl.export.gradients.windows import Window
+from tf_dpfl.export.gradients.windows import Blocks, Window, pad_or_crop
 
 
 @gradient_of("Conv2D")
@@ -18,40 +19,70 @@ def _conv2d(op: Any, grad: Any) -> Any:
     if kernel_channels != static_shape(image)[3]:
         refuse(op, "a grouped convolution has no gradient rule; use groups=1")
     window = Window.of(op, kernel=(height, width))
-    return _image_gradient(op, grad, window), _kernel_gradient(image, grad, window)
-
-
-def _image_gradient(op: Any, grad: Any, window: Window) -> Any:
-    image, kernel = op.inputs
-    dilations = [window.rows.dilation, window.columns.dilation]
-    if dilations == [1, 1]:
-        return tf.raw_ops.Conv2DBackpropInput(  # TRANSPOSE_CONV
-            input_sizes=static_shape(image),
-            filter=kernel,
-            out_backprop=grad,
-            strides=op.get_attr("strides"),
-            padding=op.get_attr("padding").decode(),
-        )
-    turned = tf.transpose(_reversed(kernel), [0, 1, 3, 2])
-    full = tf.nn.conv2d(
-        window.spread_full(grad), turned, strides=1, padding="VALID", dilations=dilations
-    )
-    return window.unpad(full)
+    if not window.is_plain:
+        refuse(op, "a stride together with a dilation has no gradient rule")
+    return _image_gradient(image, kernel, grad, window), _kernel_gradient(image, grad, window)
 
 
 def _kernel_gradient(image: Any, grad: Any, window: Window) -> Any:
-    """One convolution of the image with `grad` as its kernel.
+    """[kh, kw, C, q]: the product of `grad` with what the windows over `image` meet.
 
-    Channels take the place of the batch, and stride and dilation change roles.
+    `grad` is turned, which is smaller than the patches.
     """
-    result = tf.nn.conv2d(
-        tf.transpose(window.pad(image), [3, 1, 2, 0]),
-        tf.transpose(grad, [1, 2, 0, 3]),
-        strides=[window.rows.dilation, window.columns.dilation],
-        padding="VALID",
-        dilations=[window.rows.stride, window.columns.stride],
+    met = patches(image, window.rows, window.columns)
+    batch, places, size = static_shape(met)
+    outputs = static_shape(grad)[3]
+    if places < FEW_ROWS:
+        met = tf.reshape(met, [batch * places, size])
+        total = tf.matmul(tf.transpose(tf.reshape(grad, [batch * places, outputs])), met)
+    else:
+        turned = tf.transpose(tf.reshape(grad, [batch, places, outputs]), [0, 2, 1])
+        total = tf.reduce_sum(tf.matmul(turned, met), axis=0)
+    kernel = [window.rows.kernel, window.columns.kernel, static_shape(image)[3], outputs]
+    return tf.reshape(tf.transpose(total), kernel)
+
+
+def _image_gradient(image: Any, kernel: Any, grad: Any, window: Window) -> Any:
+    """A convolution of `grad` with stride 1, whose outputs are blocks of pixels.
+
+    Pixel s Y + r gets grad[Y - a] kernel[s a + r] for every a: all pixels of a
+    block of the stride's size meet the same outputs.
+    """
+    rows, columns = Blocks.of(window.rows), Blocks.of(window.columns)
+    batch, _, _, channels = static_shape(image)
+    met = patches(grad, rows.outputs, columns.outputs)
+    matrix = _kernel_of_blocks(kernel, rows, columns)
+    if static_shape(met)[1] < FEW_ROWS:
+        met = tf.reshape(met, [-1, static_shape(met)[2]])
+    blocks = tf.matmul(met, matrix)
+    down, right = rows.outputs.outputs, columns.outputs.outputs
+    if rows.size == columns.size:
+        pixels = tf.reshape(blocks, [batch, down, right, rows.size * columns.size * channels])
+        if rows.size > 1:
+            pixels = tf.nn.depth_to_space(pixels, rows.size)
+    else:
+        pixels = tf.reshape(blocks, [batch * down, right, rows.size, columns.size * channels])
+        pixels = tf.transpose(pixels, [0, 2, 1, 3])
+        pixels = tf.reshape(pixels, [batch, down * rows.size, right * columns.size, channels])
+    return pad_or_crop(pixels, rows=rows.surplus, columns=columns.surplus)
+
+
+def _kernel_of_blocks(kernel: Any, rows: Blocks, columns: Blocks) -> Any:
+    """[taps over blocks * q, pixels of a block * C], from `kernel` [kh, kw, C, q]."""
+    height, width, channels, outputs = static_shape(kernel)
+    kernel = pad_or_crop(
+        kernel,
+        axis=0,
+        rows=(0, rows.taps * rows.size - height),
+        columns=(0, columns.taps * columns.size - width),
     )
-    return tf.transpose(result, [1, 2, 0, 3])
+    tap = (rows.tap_of()[:, None, :, None], columns.tap_of()[None, :, None, :])
+    order = (tap[0] * columns.taps * columns.size + tap[1]).reshape(-1)
+    pixels = rows.size * columns.size
+    kernel = tf.gather(tf.reshape(kernel, [-1, channels * outputs]), order)
+    kernel = tf.reshape(kernel, [rows.taps * columns.taps, pixels * channels, outputs])
+    turned = tf.transpose(kernel, [0, 2, 1])
+    return tf.reshape(turned, [-1, pixels * channels])
 
 
 @gradient_of("Conv2DBackpropInput")

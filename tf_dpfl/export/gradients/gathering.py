@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+import numpy as np
 import tensorflow as tf
 from tensorflow.python.ops import handle_data_util
 
@@ -22,9 +23,20 @@ def _resource_gather(op: Any, grad: Any) -> Any:
 
 @gradient_of("GatherV2")
 def _gather(op: Any, grad: Any) -> Any:
-    if op.get_attr("batch_dims") or int(constant(op, 2)) != 0:
-        refuse(op, "a gather along another axis than the first has no gradient rule")
-    return _rows_added_up(op, grad, static_shape(op.inputs[0])), None, None
+    shape = static_shape(op.inputs[0])
+    axis = int(constant(op, 2)) % len(shape)
+    if op.get_attr("batch_dims"):
+        refuse(op, "a gather with batch_dims has no gradient rule")
+    if axis == 0:
+        return _rows_added_up(op, grad, shape), None, None
+    # The axes of the ids go to the front, and what they pick comes back to its place.
+    ids = len(static_shape(op.inputs[1]))
+    others = [a for a in range(len(shape)) if a != axis]
+    rows = tf.transpose(
+        grad, [*range(axis, axis + ids), *range(axis), *range(axis + ids, len(shape) - 1 + ids)]
+    )
+    added = _rows_added_up(op, rows, (shape[axis], *(shape[a] for a in others)))
+    return tf.transpose(added, np.argsort([axis, *others])), None, None
 
 
 def _rows_added_up(op: Any, grad: Any, table: tuple[int, ...]) -> Any:

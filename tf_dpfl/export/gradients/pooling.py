@@ -7,9 +7,10 @@ from typing import Any
 import numpy as np
 import tensorflow as tf
 
+from tf_dpfl.client_work.windows import Axis
 from tf_dpfl.export.gradients.rules import gradient_of
 from tf_dpfl.export.gradients.shapes import as_float, refuse
-from tf_dpfl.export.gradients.windows import Axis, Window
+from tf_dpfl.export.gradients.windows import Window
 
 # Below every finite activation; padding with it never wins a maximum.
 _LOWEST = float(np.finfo(np.float32).min)
@@ -26,17 +27,14 @@ def _window(op: Any) -> Window:
 def _max_pool(op: Any, grad: Any) -> Any:
     window = _window(op)
     padded = window.pad(op.inputs[0], value=_LOWEST)
-    untaken: Any = None  # 1 while no earlier position of the window held the maximum
     parts = []
-    for tap in window.taps():
-        chosen = as_float(window.read(padded, tap) >= op.outputs[0])
-        if untaken is None:
-            untaken = 1.0 - chosen
-        else:  # of equal values the first one gets the gradient, as in TensorFlow
-            chosen *= untaken
-            untaken -= chosen
-        parts.append(window.place(chosen * grad, tap))
-    return window.unpad(tf.add_n(parts))
+    for tap in window.taps()[:-1]:
+        # Of equal values the first one gets the gradient, as in TensorFlow: it takes
+        # it away from the rest.
+        part = grad * as_float(window.read(padded, tap) >= op.outputs[0])
+        grad = grad - part
+        parts.append(part)
+    return window.unpad(window.placed([*parts, grad]))
 
 
 def _pixels_in_window(axis: Axis) -> Any:

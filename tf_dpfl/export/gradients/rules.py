@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+import contextlib
+import functools
+from collections.abc import Callable, Iterator, Mapping
+from contextvars import ContextVar
 from types import MappingProxyType
 from typing import Any
 
@@ -14,6 +17,7 @@ Rule = Callable[..., Any]
 
 _PREFIX = "DpflBuiltin"
 _names: dict[str, str] = {}
+_refused: ContextVar[list[UnsupportedOpError] | None] = ContextVar("_refused", default=None)
 
 NATIVE = frozenset(
     {
@@ -51,13 +55,35 @@ def gradient_of(*op_types: str) -> Callable[[Rule], Rule]:
     """
 
     def register(rule: Rule) -> Rule:
+        @functools.wraps(rule)
+        def apply(op: Any, *grads: Any) -> Any:
+            try:
+                return rule(op, *grads)
+            except UnsupportedOpError as error:
+                refused = _refused.get()
+                if refused is None:
+                    raise
+                refused.append(error)
+                return [tf.zeros_like(t) if t.dtype.is_floating else None for t in op.inputs]
+
         for op_type in op_types:
             name = _PREFIX + op_type
-            tf.RegisterGradient(name)(rule)  # KeyError when registered twice
+            tf.RegisterGradient(name)(apply)  # KeyError when registered twice
             _names[op_type] = name
         return rule
 
     return register
+
+
+@contextlib.contextmanager
+def collected_refusals() -> Iterator[list[UnsupportedOpError]]:
+    """Inside, what rules refuse is put into the list, and zeros are their gradients."""
+    refused: list[UnsupportedOpError] = []
+    token = _refused.set(refused)
+    try:
+        yield refused
+    finally:
+        _refused.reset(token)
 
 
 def op_gradients() -> Mapping[str, str]:

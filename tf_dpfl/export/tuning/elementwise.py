@@ -1,0 +1,128 @@
+"""Elementwise ops. Times are of 100,000 entries in tflite-runtime 2.14, in microseconds."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+
+from tf_dpfl.export.tuning.file import Graph
+from tf_dpfl.export.tuning.rewrites import rewrite_of
+
+
+@rewrite_of("SUB")
+def _difference(graph: Graph, op: Any) -> bool:
+    """a - b as a + (-b) where one is broadcast: 37 instead of 510."""
+    left, right = op.inputs
+    (output,) = op.outputs
+    if graph.shape(left) == graph.shape(right) or not graph.is_float(output):
+        return False
+    activation = op.builtinOptions.fusedActivationFunction
+    _add(graph, left, negative(graph, right), into=output, activation=activation)
+    return True
+
+
+@rewrite_of("SQUARED_DIFFERENCE")
+def _squared_difference(graph: Graph, op: Any) -> bool:
+    """Broadcast, as for SUB."""
+    left, right = op.inputs
+    (output,) = op.outputs
+    if graph.shape(left) == graph.shape(right) or not graph.is_float(output):
+        return False
+    difference = _add(graph, left, negative(graph, right), shape=graph.shape(output))
+    _multiply(graph, difference, difference, into=output)
+    return True
+
+
+@rewrite_of("SQUARE")
+def _square(graph: Graph, op: Any) -> bool:
+    """x x: 26 instead of 243."""
+    if not graph.is_float(op.inputs[0]):
+        return False
+    _multiply(graph, op.inputs[0], op.inputs[0], into=op.outputs[0])
+    return True
+
+
+@rewrite_of("ABS")
+def _magnitude(graph: Graph, op: Any) -> bool:
+    """x sign(x), which keeps NaN: 62 instead of 2358."""
+    if not graph.is_float(op.inputs[0]):
+        return False
+    (values,), (output,) = op.inputs, op.outputs
+    _multiply(graph, values, graph.add("SIGN", [values], graph.shape(values)), into=output)
+    return True
+
+
+@rewrite_of("ADD_N")
+def _sum(graph: Graph, op: Any) -> bool:
+    """One ADD after the other: 21 for each instead of 47."""
+    (output,) = op.outputs
+    if not graph.is_float(output):
+        return False
+    total, *others = op.inputs
+    for index, term in enumerate(others):
+        last = index == len(others) - 1
+        total = _add(graph, total, term, shape=graph.shape(output), into=output if last else None)
+    return bool(others)
+
+
+@rewrite_of("CAST")
+def _comparison_as_float(graph: Graph, op: Any) -> bool:
+    """1.0 where x > c, for a constant c, as sign(relu(x - c)): 47 instead of 489.
+
+    Comparisons that broadcast are slow. The sign of a float32 difference is exact.
+    """
+    (condition,), (output,) = op.inputs, op.outputs
+    compared = graph.producer(condition)
+    if compared is None or not graph.is_float(output):
+        return False
+    name = graph.name(compared)
+    if name not in ("GREATER", "LESS", "GREATER_EQUAL", "LESS_EQUAL"):
+        return False
+    left, right = (int(tensor) for tensor in compared.inputs)
+    threshold, shape = graph.value(right), graph.shape(output)
+    if threshold is None or threshold.size != 1 or not graph.is_float(left) or not shape:
+        return False
+    above = name in ("GREATER", "LESS_EQUAL")
+    excess = left if above else negative(graph, left)
+    if threshold.item() != 0.0:
+        margin = -threshold if above else threshold
+        excess = _add(graph, excess, graph.constant(margin), shape=shape)
+    excess = graph.add("RELU", [excess], shape)
+    if name in ("GREATER", "LESS"):
+        graph.add("SIGN", [excess], (), into=output)
+    else:
+        opposite = negative(graph, graph.add("SIGN", [excess], shape))
+        _add(graph, opposite, graph.constant(np.ones((), np.float32)), into=output)
+    return True
+
+
+def negative(graph: Graph, tensor: int) -> int:
+    """-`tensor`; a constant stays one."""
+    value = graph.value(tensor)
+    if value is not None:
+        return graph.constant(-value)
+    return graph.add("NEG", [tensor], graph.shape(tensor), options="NegOptions")
+
+
+def _add(
+    graph: Graph,
+    left: int,
+    right: int,
+    *,
+    shape: tuple[int, ...] = (),
+    into: int | None = None,
+    activation: int = 0,
+) -> int:
+    return graph.add(
+        "ADD",
+        [left, right],
+        shape,
+        into=into,
+        options="AddOptions",
+        fusedActivationFunction=activation,
+    )
+
+
+def _multiply(graph: Graph, left: int, right: int, *, into: int) -> int:
+    return graph.add("MUL", [left, right], (), into=into, options="MulOptions")
