@@ -80,7 +80,6 @@ def _measure(folder: Path) -> dict[str, Any]:
                 "noise": "server",
             },
             "server": {"rounds": 1},
-            "simulation": {"users_per_shard": USERS},
         }
     )
     layers = tf.keras.layers

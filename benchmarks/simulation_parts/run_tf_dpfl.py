@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import os
-
 from workload import (
     BATCH,
     CLASSES,
@@ -28,7 +26,6 @@ def tf_dpfl(workload, rounds) -> None:
     from tf_dpfl.simulation.runtime import tff_runtime
     from tf_dpfl.simulation.shard import make_shards
 
-    cores = len(os.sched_getaffinity(0))
     plan = plan_from_dict(
         {
             "version": 1,
@@ -50,7 +47,6 @@ def tf_dpfl(workload, rounds) -> None:
                 "noise": "server" if workload.unit == "user" else "device",
             },
             "server": {"rounds": 1},
-            "simulation": {"users_per_shard": -(-workload.users // cores)},
         }
     )
     images = np.asarray(workload.x).reshape(-1, *SHAPE)
@@ -64,7 +60,10 @@ def tf_dpfl(workload, rounds) -> None:
         client_names=[str(i) for i in range(POPULATION)],
     )
     model = build_model(workload.model, input_shape=SHAPE, classes=CLASSES)
-    with shared_on_this_machine(data) as data, tff_runtime():
+    with (
+        shared_on_this_machine(data) as data,
+        tff_runtime(inherited=data.files.descriptors),
+    ):
         process = build_learning_process(plan, model, data)
         state = process.initialize()
         for cohort, _ in zip(workload.cohorts(), rounds):

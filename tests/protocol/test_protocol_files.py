@@ -130,7 +130,12 @@ def test_a_torn_line_never_swallows_or_joins_the_next(tmp_path, torn):
 
 @pytest.mark.parametrize(
     ("before", "after"),
-    [(b"", b""), (b"a", b""), (b"a\n", b"a\n"), (b"a\nb", b"a\n"), (b"\n", b"\n")],
+    [(b"", b""), (b"a", b""), (b"a\n", b"a\n"), (b"a\nb", b"a\n"), (b"\n", b"\n")]
+    # The end is looked for in blocks of 65,536 bytes.
+    + [(b"a" * n, b"") for n in (65_535, 65_536, 65_537, 200_000)]
+    + [(b"a\n" + b"b" * n, b"a\n") for n in (65_534, 65_535, 65_536, 131_071, 200_000)]
+    + [(b"a" * 200_000 + b"\n", b"a" * 200_000 + b"\n")],
+    ids=len,
 )
 def test_only_what_follows_the_last_line_end_is_torn(tmp_path, before, after):
     path = tmp_path / "log"

@@ -1,10 +1,13 @@
-"""Sampling of simulated cohorts."""
+"""Sampling of simulated cohorts, and their pieces."""
+
+from dataclasses import replace
 
 import numpy as np
 import pytest
+from plans import digits_plan
 
 from tf_dpfl.protocol.plan import Clients
-from tf_dpfl.simulation.cohort import draw_cohort
+from tf_dpfl.simulation.cohort import draw_cohort, shards_of_a_round
 
 
 def draws(sampling, population, per_round, rounds, seed=b"s"):
@@ -39,3 +42,30 @@ def test_rounds_and_seeds_draw_differently_and_repeatably():
     np.testing.assert_array_equal(first[0], again[0])
     assert not np.array_equal(first[0], first[1])
     assert not np.array_equal(first[0], other[0])
+
+
+def shards(*, places, per_round, users_per_shard=None):
+    plan = digits_plan()
+    plan = replace(
+        plan,
+        clients=replace(plan.clients, population=10**6, clients_per_round=per_round),
+        simulation=replace(plan.simulation, users_per_shard=users_per_shard),
+    )
+    return shards_of_a_round(plan, places=places)
+
+
+@pytest.mark.parametrize("places", [1, 2, 3, 8, 96])
+@pytest.mark.parametrize("per_round", [1, 2, 7, 50, 51, 1000, 12345])
+def test_left_to_itself_the_number_of_shards_leaves_no_core_idle(places, per_round):
+    count = shards(places=places, per_round=per_round)
+    assert 1 <= count <= per_round
+    if per_round >= places:
+        assert count % places == 0 or count == per_round
+        assert per_round / count <= 25 + 1e-9  # small enough to take turns
+    else:
+        assert count == per_round  # one user each, and some cores have none
+
+
+def test_the_plan_may_say_how_many_users_a_shard_has():
+    for per_round, size, expected in [(50, 25, 2), (51, 25, 3), (3, 25, 1), (7, 1, 7)]:
+        assert shards(places=4, per_round=per_round, users_per_shard=size) == expected

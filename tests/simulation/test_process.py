@@ -179,6 +179,23 @@ def test_shards_of_one_user_give_the_same_weights(data):
     np.testing.assert_allclose(flat(process.get_model_weights(output.state)), sharded, atol=1e-6)
 
 
+def test_how_many_shards_there_are_changes_nothing_but_rounding(data):
+    """Pieces as they are cut for one core, for four, and for more cores than users."""
+    plan, model = digits_plan(noise_multiplier=1.0), small_mlp()
+    plan = replace(plan, simulation=replace(plan.simulation, users_per_shard=None))
+    results = []
+    for places in (1, 4, 50):
+        process = build_learning_process(plan, model, data, noise_seed=np.array([1, 2]))
+        shards = make_shards(data, USERS, plan, places=places)
+        assert len(shards) == min(places, plan.clients.clients_per_round)
+        assert np.concatenate([shard["user_id"] for shard in shards]).tolist() == USERS.tolist()
+        output = process.next(process.initialize(), shards)
+        assert output.metrics["reports"] == len(USERS)
+        results.append(flat(process.get_model_weights(output.state)))
+    for other in results[1:]:
+        np.testing.assert_allclose(other, results[0], atol=1e-5)
+
+
 @pytest.mark.parametrize("optimizer", ["sgd", "momentum", "adam"])
 def test_server_optimizer_is_kerass(data, optimizer):
     plan = with_server(digits_plan(), optimizer=optimizer, learning_rate=0.5)

@@ -47,7 +47,8 @@ def worker_of(process):
     for line in process.stdout:
         if line.startswith("result 3"):
             break
-    workers = [c for c in psutil.Process(process.pid).children() if "worker" in c.name()]
+    children = psutil.Process(process.pid).children(recursive=True)
+    workers = [child for child in children if "worker_binary" in child.name()]
     assert len(workers) == 1
     return workers[0]
 
@@ -102,7 +103,8 @@ def worker_after_first_round(process):
     for line in process.stdout:
         if '"round"' in line and '"reports"' in line:
             break
-    workers = [c for c in psutil.Process(process.pid).children() if "worker" in c.name()]
+    children = psutil.Process(process.pid).children(recursive=True)
+    workers = [child for child in children if "worker_binary" in child.name()]
     assert len(workers) == 1
     return workers[0]
 

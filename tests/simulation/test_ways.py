@@ -84,7 +84,10 @@ def test_sent_by_id_from_memory_and_from_a_store_are_the_same(build, tmp_path):
     shards = make_shards(stored, USERS, plan_of())
     assert all(list(shard) == ["user_id"] for shard in shards)  # nothing else travels
     np.testing.assert_array_equal(weights_after(plan_of(), model, stored), expected)
-    with shared_on_this_machine(data) as shared:
+    with (
+        shared_on_this_machine(data) as shared,
+        tff_runtime(inherited=shared.files.descriptors),
+    ):
         np.testing.assert_array_equal(weights_after(plan_of("by_id"), model, shared), expected)
 
 

@@ -11,14 +11,15 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from tf_dpfl.protocol.errors import PlanError, StateError
-from tf_dpfl.protocol.plan import Plan
-from tf_dpfl.protocol.plan_files import load_plan
 
 if TYPE_CHECKING:
+    from tf_dpfl.protocol.plan import Plan
+
     Commands = argparse._SubParsersAction[argparse.ArgumentParser]
 
 PLAN_FILE = "plan.toml"
 TASK_FOLDER = "task"
+_LARGEST_PORT = 65_535
 SIGNING_KEY_VARIABLE = "DPFL_SIGNING_KEY"
 
 
@@ -73,6 +74,8 @@ def plan_of(path: Path, *, overrides: Sequence[str]) -> Plan:
 
     Raises PlanError with every fault, StateError for a folder without a plan.
     """
+    from tf_dpfl.protocol.plan_files import load_plan
+
     if path.is_dir():
         if not is_run(path):
             raise StateError(f"{path}: a folder without {PLAN_FILE}; name a plan or a RUN folder")
@@ -121,6 +124,36 @@ def days(text: str) -> float:
 def epsilon(text: str) -> float:
     """An argument that must be a finite epsilon > 0."""
     return _positive(text, unit="epsilon")
+
+
+def positive_number(text: str) -> int:
+    """An argument that must be an integer >= 1."""
+    value = whole_number(text)
+    if not value >= 1:
+        raise argparse.ArgumentTypeError(f"{text!r} must be an integer >= 1")
+    return value
+
+
+def port(text: str) -> int:
+    """An argument that must be a TCP port, or 0 for a free one."""
+    value = whole_number(text)
+    if not value <= _LARGEST_PORT:
+        raise argparse.ArgumentTypeError(f"{text!r} must be a port, 0 to {_LARGEST_PORT}")
+    return value
+
+
+def addresses(text: str) -> tuple[str, ...]:
+    """An argument that must be HOST:PORT, or several with commas between, each once."""
+    found = tuple(item.strip() for item in text.split(","))
+    for address in found:
+        host, colon, number = address.rpartition(":")
+        if not (host and colon and number.isdecimal() and 1 <= int(number) <= _LARGEST_PORT):
+            raise argparse.ArgumentTypeError(
+                f"{address!r} must be HOST:PORT, as in 10.0.0.7:7000,10.0.0.8:7000"
+            )
+    if len(set(found)) < len(found):
+        raise argparse.ArgumentTypeError(f"{text!r} names a worker twice")
+    return found
 
 
 def _positive(text: str, *, unit: str) -> float:

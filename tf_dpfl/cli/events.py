@@ -49,7 +49,16 @@ def round_text(event: Event) -> str:
     parts = [f"round {event.get('round')}/{event.get('rounds')}", f"{event.get('reports')} reports"]
     if event.get("released") is False:
         parts.append("too few: nothing released")
-    for key in ("accuracy", "central_epsilon", "seconds"):
+    for key in ("accuracy", "central_epsilon", "users_per_second", "seconds", "seconds_left"):
+        if key in event and (event[key] is not None or key == "central_epsilon"):
+            parts.append(_named(key, event[key]))
+    return ", ".join(parts)
+
+
+def bar_text(event: Event) -> str:
+    """What stands beside the bar: where a run is, how fast, and what it has come to."""
+    parts = [f"round {event.get('round')}/{event.get('rounds')}"]
+    for key in ("users_per_second", "accuracy", "central_epsilon"):
         if key in event and (event[key] is not None or key == "central_epsilon"):
             parts.append(_named(key, event[key]))
     return ", ".join(parts)
@@ -96,16 +105,18 @@ def _progress_bar() -> Iterator[OnEvent]:
     columns = (BarColumn(bar_width=20), TextColumn("{task.description}"), TimeRemainingColumn())
     with Progress(*columns) as progress:
         bar = progress.add_task("starting", total=None)
+        latest: dict[str, object] = {}  # accuracy and epsilon do not come with every round
 
         def show(event: Event) -> None:
+            if event.get("event") == "checkpoint":
+                return
             if event.get("event") != "round":
                 progress.console.print(_text(event), markup=False, highlight=False)
                 return
+            latest.update(event)
             number, rounds = event.get("round"), event.get("rounds")
             if isinstance(number, int) and isinstance(rounds, int):
-                progress.update(
-                    bar, completed=number, total=rounds, description=f"round {number}/{rounds}"
-                )
+                progress.update(bar, completed=number, total=rounds, description=bar_text(latest))
             if isinstance(event.get("accuracy"), float):
                 progress.console.print(round_text(event), markup=False, highlight=False)
 

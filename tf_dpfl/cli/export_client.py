@@ -8,7 +8,6 @@ from typing import TYPE_CHECKING
 
 from tf_dpfl.cli import arguments
 from tf_dpfl.cli.events import shown_events
-from tf_dpfl.protocol.manifest import CLIENT_FILE, PUBLIC_KEY_FILE
 
 if TYPE_CHECKING:
     from tf_dpfl.cli.arguments import Commands
@@ -46,6 +45,7 @@ def run(args: argparse.Namespace) -> None:
     arguments.require_absent_or_folder(args.out)
     arguments.quiet_tensorflow()
     from tf_dpfl.export.task import export_client
+    from tf_dpfl.protocol.manifest import CLIENT_FILE, PUBLIC_KEY_FILE
 
     key = arguments.signing_key_file(args.signing_key)
     if args.source.is_dir():

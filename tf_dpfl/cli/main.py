@@ -12,7 +12,16 @@ from collections.abc import Sequence
 from typing import NoReturn
 
 import tf_dpfl
-from tf_dpfl.cli import export_client, export_model, list_models, privacy, simulate, write_data
+from tf_dpfl.cli import (
+    export_client,
+    export_model,
+    list_models,
+    privacy,
+    simulate,
+    worker,
+    write_data,
+    write_store,
+)
 from tf_dpfl.cli.interrupts import remember_interrupts
 from tf_dpfl.protocol.errors import DpflError
 
@@ -39,6 +48,7 @@ def build_parser() -> argparse.ArgumentParser:
     parser.add_argument("--version", action="version", version=f"dpfl {tf_dpfl.__version__}")
     commands = parser.add_subparsers(title="commands", metavar="COMMAND", required=True)
     simulate.add_parser(commands)
+    worker.add_parser(commands)
     export = commands.add_parser(
         "export",
         help="write a task for devices, or a trained model",
@@ -51,9 +61,11 @@ def build_parser() -> argparse.ArgumentParser:
     data = commands.add_parser(
         "data",
         help="write clients' examples to files",
-        description="Write clients' examples to files, for trials with device processes.",
+        description="Write clients' examples to files, for device processes or for workers.",
     )
-    write_data.add_parser(data.add_subparsers(title="what to do", metavar="DO", required=True))
+    what = data.add_subparsers(title="what to do", metavar="DO", required=True)
+    write_data.add_parser(what)
+    write_store.add_parser(what)
     list_models.add_parser(commands)
     return parser
 
@@ -76,8 +88,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         for fault in str(error).splitlines():
             print(f"dpfl: {fault}", file=sys.stderr)
         return EXIT_BAD_INPUT
-    except KeyboardInterrupt:
-        print("dpfl: interrupted", file=sys.stderr)
+    except KeyboardInterrupt as stop:
+        print(f"dpfl: {'; '.join(['interrupted', *map(str, stop.args)])}", file=sys.stderr)
         if argv is None:  # a program of its own: everything here is cleaned up by now, and
             # TensorFlow's threads, stopped half-way, can abort Python's own way out.
             _drop_unwritten_output()

@@ -10,7 +10,6 @@ from typing import TYPE_CHECKING
 from tf_dpfl.cli import arguments
 from tf_dpfl.cli.arguments import TASK_FOLDER
 from tf_dpfl.protocol.errors import PlanError, StateError, TaskError
-from tf_dpfl.protocol.manifest import MANIFEST_FILE, parse_manifest
 
 if TYPE_CHECKING:
     from tf_dpfl.cli.arguments import Commands
@@ -74,6 +73,8 @@ def _card_of_folder(args: argparse.Namespace) -> PrivacyCard:
     if arguments.is_run(folder):
         plan = arguments.plan_of(folder, overrides=())
     elif arguments.is_server_state(folder):
+        from tf_dpfl.protocol.manifest import MANIFEST_FILE, parse_manifest
+
         plan = parse_manifest(_read(folder / TASK_FOLDER / MANIFEST_FILE)).plan
     else:
         raise StateError(f"{folder}: neither a RUN of dpfl simulate nor a STATE of dpfl-server")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import time
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -19,7 +20,8 @@ def add_parser(commands: Commands) -> None:
         "simulate",
         help="run a plan in TensorFlow Federated",
         description="Run a plan in TensorFlow Federated. OUT receives the calibrated plan, one "
-        "line of metrics a round, checkpoints, the trained model, its privacy card and a report. "
+        "line of metrics a round (and the same for TensorBoard), checkpoints, the trained model, "
+        "its privacy card and a report. "
         "A run that was stopped goes on where it stopped when it is started again.",
     )
     parser.add_argument("plan", type=Path, metavar="PLAN", help="the plan (TOML)")
@@ -33,6 +35,14 @@ def add_parser(commands: Commands) -> None:
         help="make cohorts and noise repeatable, for studies only: whoever knows the seed can "
         "take the noise off; default: the operating system's randomness",
     )
+    parser.add_argument(
+        "--workers",
+        type=arguments.addresses,
+        default=(),
+        metavar="HOST:PORT,...",
+        help="compute on these machines (dpfl worker) instead of all cores of this one; a worker "
+        "that dies is survived",
+    )
     arguments.add_json(parser)
     parser.set_defaults(run=run)
 
@@ -42,7 +52,16 @@ def run(args: argparse.Namespace) -> None:
     plan = arguments.plan_of(args.plan, overrides=args.set)
     arguments.require_absent_or_folder(args.out)
     arguments.quiet_tensorflow()
-    from tf_dpfl.simulation.simulate import simulate
-
     with shown_events(as_json=args.json) as on_event:
-        simulate(plan, args.out, seed=args.seed, on_event=on_event)
+        began = time.monotonic()
+        from tf_dpfl.simulation.simulate import simulate
+
+        on_event({"event": "imported", "seconds": round(time.monotonic() - began, 2)})
+        try:
+            simulate(plan, args.out, seed=args.seed, workers=args.workers, on_event=on_event)
+        except KeyboardInterrupt:
+            if not arguments.is_run(args.out):
+                raise
+            raise KeyboardInterrupt(
+                f"{args.out} goes on from its last checkpoint when the same command is run again"
+            ) from None

@@ -23,12 +23,14 @@ class ColumnFiles:
     `columns`: path by name, of the inputs and the target "y"; `offsets`: a path.
     Each file is the array's bytes from its first on and nothing else. `header` is a
     file that says which data these are, and what it must hold; None where no other
-    process could find other data under the same paths.
+    process could find other data under the same paths. `descriptors`: open files that
+    a process must inherit to find the paths.
     """
 
     columns: Mapping[str, str]
     offsets: str
     header: tuple[str, bytes] | None = None
+    descriptors: tuple[int, ...] = ()
 
 
 @dataclass(frozen=True, eq=False)

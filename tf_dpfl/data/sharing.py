@@ -1,4 +1,4 @@
-"""Columns in memory that the worker processes of this machine read without a copy.
+"""Columns in memory that the worker process of this machine reads without a copy.
 
 The memory is an anonymous file of the kernel (memfd): it has no name on any disk
 and is gone with the last process that holds it, also after kill -9.
@@ -22,11 +22,11 @@ from tf_dpfl.protocol.interface import TARGET
 
 @contextlib.contextmanager
 def shared_on_this_machine(data: FederatedData) -> Iterator[FederatedData]:
-    """`data` with files that processes of the same user on this machine can read.
+    """`data` with files for processes that inherit `files.descriptors` from this one.
 
     Data that have files already are given back as they are. The columns are
-    copied once; drop other references to `data` to keep one copy. What is read
-    through the files stays valid inside the block alone.
+    copied once; drop other references to `data` to keep one copy. The files are
+    there inside the block alone.
     """
     if data.files is not None:
         yield data
@@ -45,6 +45,7 @@ def shared_on_this_machine(data: FederatedData) -> Iterator[FederatedData]:
             files=ColumnFiles(
                 columns={name: path for name, path in paths.items() if name != "offsets"},
                 offsets=paths["offsets"],
+                descriptors=tuple(descriptors),
             ),
         )
     finally:
@@ -61,4 +62,4 @@ def _share(name: str, array: NDArray[Any], descriptors: list[int]) -> tuple[str,
     copy = shared[: array.nbytes].view(array.dtype).reshape(array.shape)
     copy[...] = array
     copy.flags.writeable = False
-    return f"/proc/{os.getpid()}/fd/{descriptor}", copy
+    return f"/proc/self/fd/{descriptor}", copy

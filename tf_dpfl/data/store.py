@@ -166,7 +166,7 @@ class StoreWriter:
             tests[name] = _entry(array.dtype, array.shape, sha256_hex(content))
         body = {"columns": entries, "offsets": offsets, "test": tests, **self._about}
         header = {"format": FORMAT, "version": STORE_VERSION, "sha256": _digest(body), **body}
-        content = (json.dumps(header, indent=1) + "\n").encode()
+        content = json.dumps(header, indent=1).encode()
         write_atomically(self._temporary / HEADER_FILE, content, mode=0o600)
         if self._folder.exists():
             self._folder.rmdir()  # empty, or it was refused

@@ -41,12 +41,18 @@ def _field(rule: Rule, default: Any) -> Any:
     return field(default=default, metadata={"rule": rule})
 
 
-def integer(*, at_least: int, at_most: int = LARGEST_INTEGER, default: Any = REQUIRED) -> Any:
+def integer(
+    *,
+    at_least: int,
+    at_most: int = LARGEST_INTEGER,
+    optional: bool = False,
+    default: Any = REQUIRED,
+) -> Any:
     """A dataclass field for an integer from `at_least` to `at_most`."""
     return _field(
         Rule(
             f"an integer >= {at_least} and <= {at_most}",
-            lambda v: _is_integer_in_range(v, at_least, at_most),
+            lambda v: (optional and v is None) or _is_integer_in_range(v, at_least, at_most),
         ),
         default,
     )

@@ -6,6 +6,8 @@ import hashlib
 import os
 from pathlib import Path
 
+_TAIL_BYTES = 65_536  # longer than most lines
+
 
 def sha256_hex(data: bytes | bytearray | memoryview) -> str:
     """SHA-256 as 64 hexadecimal digits."""
@@ -64,9 +66,17 @@ def drop_torn_line(path: Path) -> None:
     if not path.exists():
         return
     with open(path, "rb+") as file:
-        content = file.read()
-        whole = content.rfind(b"\n") + 1
-        if whole < len(content):
+        end = file.seek(0, os.SEEK_END)
+        whole = end
+        # From the end on: reading all of a long log for each line would add up.
+        while whole > 0:
+            start = max(0, whole - _TAIL_BYTES)
+            file.seek(start)
+            last = file.read(whole - start).rfind(b"\n")
+            whole = start + last + 1
+            if last >= 0:
+                break
+        if whole < end:
             file.truncate(whole)
             file.flush()
             os.fsync(file.fileno())

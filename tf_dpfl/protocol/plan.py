@@ -16,6 +16,7 @@ from tf_dpfl.protocol.checks import Rule, choice, flag, integer, integers, numbe
 from tf_dpfl.protocol.errors import PlanError
 
 PLAN_VERSION = 1
+_OWN_SOURCES = 'source "folder", "csv" or "store"'
 
 SPARSE_LOSS = "sparse_categorical_crossentropy"
 BINARY_LOSS = "binary_crossentropy"
@@ -173,12 +174,15 @@ class Server:
 class Simulation:
     """Speed and bookkeeping of a simulation; nothing here changes privacy.
 
-    `records` "by_id": workers read users' examples from files (a store under the
-    same path on every worker's machine); "sent": each round sends its users'
-    examples as they are stored; "auto": by id wherever the workers can read them.
+    `users_per_shard` is how many users of an expected cohort are trained in one
+    piece; left out, it is what keeps every core of every worker busy. Checkpoints
+    come every `checkpoint_every` rounds, or less often: they are put off while
+    they would take more than a twentieth of the time.
+    `records` "by_id": workers read examples from files (a store under the same path
+    on each one's machine); "sent": rounds send them; "auto": by id where possible.
     """
 
-    users_per_shard: int = integer(at_least=1, default=25)
+    users_per_shard: int | None = integer(at_least=1, optional=True, default=None)
     evaluate_every: int = integer(at_least=1, default=10)
     checkpoint_every: int = integer(at_least=1, default=10)
     records: str = choice("auto", "by_id", "sent", default="auto")
@@ -384,14 +388,9 @@ def _data_contradictions(data: Data) -> list[str]:
             "the data already say whose they are"
         )
     if not own and data.partition == "natural":
-        faults.append(
-            f'data.partition="natural" needs source "folder", "csv" or "store", not "{data.source}"'
-        )
+        faults.append(f'data.partition="natural" needs {_OWN_SOURCES}, not "{data.source}"')
     if not own and (data.path or data.test_path):
-        faults.append(
-            f'data.path and data.test_path are for source "folder", "csv" and "store", not '
-            f'"{data.source}"'
-        )
+        faults.append(f'data.path and data.test_path need {_OWN_SOURCES}, not "{data.source}"')
     if data.source == "store" and data.test_path:
         faults.append('data.test_path is not for source "store": a store has its own test split')
     if data.source == "csv" and not data.feature_shape:

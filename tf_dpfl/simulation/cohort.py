@@ -1,4 +1,4 @@
-"""Which users take part in a simulated round, from the run's secret seed."""
+"""A simulated round's cohort: who takes part, from the run's secret seed, in how many shards."""
 
 from __future__ import annotations
 
@@ -7,7 +7,10 @@ import hashlib
 import numpy as np
 from numpy.typing import NDArray
 
-from tf_dpfl.protocol.plan import Clients
+from tf_dpfl.protocol.plan import Clients, Plan
+
+# A shard pays for starting its graph once; more users than this add only memory.
+_USERS_OF_A_LARGE_SHARD = 25
 
 
 def draw_cohort(clients: Clients, *, run_seed: bytes, round_number: int) -> NDArray[np.int64]:
@@ -26,6 +29,21 @@ def draw_cohort(clients: Clients, *, run_seed: bytes, round_number: int) -> NDAr
         return np.flatnonzero(coins).astype(np.int64)
     drawn = random.choice(clients.population, clients.clients_per_round, replace=False)
     return np.sort(drawn).astype(np.int64)
+
+
+def shards_of_a_round(plan: Plan, *, places: int) -> int:
+    """Into how many shards every cohort is cut, evenly, >= 1.
+
+    The same for every round, whoever joins: for another number of clients TFF
+    makes its graphs' sessions anew. As `simulation.users_per_shard` says; without
+    it a multiple of `places` (shards computed at a time, >= 1), so that none of
+    them rests while others finish. Changes a round's sum in its last bits only.
+    """
+    expected = plan.clients.clients_per_round
+    if plan.simulation.users_per_shard is not None:
+        return -(-expected // plan.simulation.users_per_shard)
+    turns = -(-expected // (places * _USERS_OF_A_LARGE_SHARD))
+    return min(expected, places * turns)
 
 
 def derive_bytes(run_seed: bytes, purpose: str) -> bytes:

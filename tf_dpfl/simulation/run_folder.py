@@ -61,6 +61,11 @@ class RunFolder:
         return self.path / "checkpoints"
 
     @property
+    def tensorboard(self) -> Path:
+        """The same curves for TensorBoard."""
+        return self.path / "tensorboard"
+
+    @property
     def model_file(self) -> Path:
         """The newest released model."""
         return self.path / "model.keras"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 
 from tf_dpfl.privacy.accounting import central_epsilon
 from tf_dpfl.privacy.card import PrivacyCard, privacy_card
@@ -37,11 +38,11 @@ class RunLedger:
             drop_torn_line(path)
             lines = read_text(path).splitlines()
         try:
-            self._charges = charges_from_lines(lines)
+            self._charges = list(charges_from_lines(lines))
         except StateError as error:
             raise StateError(f"{path}: {error}") from None
-        charged = {charge.round_number for charge in self._charges}
-        missing = [number for number in range(1, rounds_done + 1) if number not in charged]
+        self._charged = {charge.round_number for charge in self._charges}
+        missing = [n for n in range(1, rounds_done + 1) if n not in self._charged]
         if missing:
             raise StateError(
                 f"{path}: has no charge for round {missing[0]} ({len(missing)} missing of the "
@@ -54,19 +55,23 @@ class RunLedger:
         """Central epsilon of all charged rounds."""
         return self._epsilon_of(self._charges)
 
-    def charge(self, round_number: int) -> float:
-        """Charges a round unless it already was; returns epsilon up to and with it.
+    def charge(self, round_number: int) -> None:
+        """Charges a round unless it already was; durable when this returns.
 
         A resumed run computes some rounds again with the same seeds: that is the
         same release, not a second one.
         """
-        if all(charge.round_number != round_number for charge in self._charges):
+        if round_number not in self._charged:
             charge = Charge(mechanism_of_plan(self._plan, rounds=1), round_number)
             append_line_durably(self._folder.ledger_file, charge.to_line())
-            self._charges = (*self._charges, charge)
+            self._charges.append(charge)
+            self._charged.add(round_number)
+
+    def epsilon_after(self, round_number: int) -> float:
+        """Central epsilon of the first `round_number` charges."""
         return self._epsilon_of(self._charges[:round_number])
 
-    def _epsilon_of(self, charges: tuple[Charge, ...]) -> float:
+    def _epsilon_of(self, charges: Sequence[Charge]) -> float:
         spending = [charge.mechanism for charge in charges]
         return central_epsilon(spending, delta=self._plan.privacy.delta)
 

@@ -9,7 +9,6 @@ the sum leaves the shard.
 from __future__ import annotations
 
 from collections import OrderedDict
-from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -29,6 +28,7 @@ from tf_dpfl.client_work.update import clip_factor, squared_norm
 from tf_dpfl.data.columns import FederatedData
 from tf_dpfl.protocol.noise import noise_stddev_of_share, noise_stddev_of_sum
 from tf_dpfl.protocol.plan import Plan
+from tf_dpfl.simulation.cohort import shards_of_a_round
 from tf_dpfl.simulation.noise import (
     RANDOM_LAYERS,
     STEP_NOISE,
@@ -37,24 +37,27 @@ from tf_dpfl.simulation.noise import (
     seeded_uniforms,
 )
 from tf_dpfl.simulation.records import ShardExamples, shard_of
+from tf_dpfl.simulation.worker_process import usable_cores
 
 
 def make_shards(
-    data: FederatedData, user_ids: NDArray[np.int64], plan: Plan
+    data: FederatedData,
+    user_ids: NDArray[np.int64],
+    plan: Plan,
+    *,
+    places: int | None = None,
 ) -> list[OrderedDict[str, Any]]:
     """The client data of one round: the cohort `user_ids` cut into shards.
 
-    `data` are those that the process was built with. Raises ValueError when a user
-    is named twice: both would draw one noise; IndexError for an id that is no user.
+    There are `shards_of_a_round` for so many `places` (None: this machine's
+    cores), some perhaps without users. `data` are those that the process was built
+    with. Raises ValueError when a user is named twice: both would draw one noise;
+    IndexError for an id that is no user.
     """
     if len(np.unique(user_ids)) != len(user_ids):
         raise ValueError("user_ids names a user twice; a cohort holds each user once")
-    return [shard_of(data, ids, plan) for ids in _slices(user_ids, plan.simulation.users_per_shard)]
-
-
-def _slices(ids: NDArray[np.int64], size: int) -> Iterator[NDArray[np.int64]]:
-    for start in range(0, len(ids), size):
-        yield ids[start : start + size]
+    shards = shards_of_a_round(plan, places=places or usable_cores())
+    return [shard_of(data, ids, plan) for ids in np.array_split(user_ids, shards)]
 
 
 def _uniforms(

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -11,6 +12,7 @@ from typing import Any
 import numpy as np
 import tensorflow as tf
 import tensorflow_federated as tff
+from numpy.typing import NDArray
 
 from models.keeping import load_keras, require_keepable
 from models.registry import build_model
@@ -23,14 +25,16 @@ from tf_dpfl.privacy.card import PrivacyCard
 from tf_dpfl.protocol.checks import finite_or_none
 from tf_dpfl.protocol.plan import Plan
 from tf_dpfl.simulation.checkpoints import load_newest_checkpoint, save_checkpoint
-from tf_dpfl.simulation.cohort import derive_bytes, draw_cohort
+from tf_dpfl.simulation.cohort import derive_bytes, draw_cohort, shards_of_a_round
 from tf_dpfl.simulation.evaluation import Evaluator
+from tf_dpfl.simulation.pace import Pace
 from tf_dpfl.simulation.process import build_learning_process
 from tf_dpfl.simulation.report import write_report
 from tf_dpfl.simulation.run_folder import RunFolder, open_run, save_keras_atomically
 from tf_dpfl.simulation.run_ledger import RunLedger
-from tf_dpfl.simulation.runtime import tff_runtime
+from tf_dpfl.simulation.runtime import Runtime, tff_runtime
 from tf_dpfl.simulation.shard import make_shards
+from tf_dpfl.simulation.tensorboard import TensorBoardLog
 
 EventSink = Callable[[Mapping[str, Any]], None]
 
@@ -56,12 +60,14 @@ def simulate(
     model: tf.keras.Model | None = None,
     data: FederatedData | None = None,
     seed: int | None = None,
+    workers: Sequence[str] = (),
     on_event: EventSink | None = None,
 ) -> SimulationResult:
     """Runs the plan's rounds in TFF; goes on where an earlier call stopped.
 
-    Writes `plan.toml`, `metrics.jsonl` (one object a round), `ledger.jsonl`,
-    `checkpoints/`, `model.keras`, `privacy.json` and `report.html` into `out`.
+    Writes `plan.toml`, `metrics.jsonl` (one object a round), `tensorboard/`,
+    `ledger.jsonl`, `checkpoints/`, `model.keras`, `privacy.json` and `report.html`
+    into `out`. Every core of this machine computes, or those of `workers`.
 
     Args:
       plan: as `load_plan` gives it; a target epsilon is calibrated first.
@@ -71,10 +77,14 @@ def simulate(
       data: None loads `plan.data`.
       seed: makes the run reproducible, and its noise no secret: for trials. None
         takes all randomness from the operating system.
-      on_event: called with {"event": "started" | "round" | "finished", ...}.
+      workers: "host:port" of TFF workers (`dpfl worker`) to compute on. One that
+        dies is survived, with the same result, as long as another one answers.
+      on_event: called with {"event": "traced" | "started" | "round" | "checkpoint" |
+        "worker lost" | "worker found" | "finished", ...}.
 
     Raises:
-      DpflError: a plan, model, data set or folder that cannot be used.
+      DpflError: a plan, model, data set or folder that cannot be used; no worker
+        is left (a later call goes on).
     """
     plan = calibrate_plan(plan)
     data = load_federated_data(plan) if data is None else data
@@ -82,8 +92,14 @@ def simulate(
     with open_run(Path(out), plan, seed=seed) as folder:
         model = _initial_model(folder, plan, data, model)
         data = data.fitted(interface_of(model, plan.local_training))
-        with shared_on_this_machine(data) as data, tff_runtime():
-            return _run_rounds(plan, folder, model, data, emit)
+        with contextlib.ExitStack() as stack:
+            if not workers:  # remote ones see no memory of this machine
+                data = stack.enter_context(shared_on_this_machine(data))
+            inherited = data.files.descriptors if data.files else ()
+            runtime = stack.enter_context(tff_runtime(workers=workers, inherited=inherited))
+            for notice in runtime.notices():
+                emit(notice)
+            return _run_rounds(plan, folder, model, data, runtime, emit)
 
 
 def _initial_model(
@@ -103,8 +119,14 @@ def _initial_model(
 
 
 def _run_rounds(
-    plan: Plan, folder: RunFolder, model: tf.keras.Model, data: FederatedData, emit: EventSink
+    plan: Plan,
+    folder: RunFolder,
+    model: tf.keras.Model,
+    data: FederatedData,
+    runtime: Runtime,
+    emit: EventSink,
 ) -> SimulationResult:
+    began = time.monotonic()
     noise_seed = np.frombuffer(derive_bytes(folder.seed, "noise")[:16], np.int64)
     process = build_learning_process(plan, model, data, noise_seed=noise_seed)
     state = process.initialize()
@@ -113,51 +135,100 @@ def _run_rounds(
     folder.keep_metrics_until(done)
     evaluator = Evaluator(model, data, plan.local_training) if data.test_examples else None
     rounds = plan.server.rounds
-    emit({"event": "started", "round": done, "rounds": rounds, "folder": str(folder.path)})
-    for number in range(done + 1, rounds + 1):
-        began = time.monotonic()
-        cohort = draw_cohort(plan.clients, run_seed=folder.seed, round_number=number)
-        epsilon = ledger.charge(number)  # before anything of the round can be seen
-        output = process.next(state, make_shards(data, cohort, plan))
-        state = output.state
-        last = number == rounds
+    run = _Run(plan, folder, model, data, runtime, emit, process, ledger, evaluator)
+    if done < rounds:
+        # Over no users at all: compiles, and makes the graphs' sessions on every worker.
+        process.next(state, run.shards(np.zeros(0, np.int64)))
+        emit({"event": "traced", "seconds": round(time.monotonic() - began, 2)})
+    emit(
+        {
+            "event": "started",
+            "round": done,
+            "rounds": rounds,
+            "shards": shards_of_a_round(plan, places=runtime.places),
+            "workers": ", ".join(runtime.workers),
+            "folder": str(folder.path),
+        }
+    )
+    if done < rounds:
+        run.compute(state, done=done)
+    return _finish(plan, folder, model, ledger, emit)
+
+
+@dataclass(frozen=True)
+class _Run:
+    """What every round of a run needs."""
+
+    plan: Plan
+    folder: RunFolder
+    model: tf.keras.Model
+    data: FederatedData
+    runtime: Runtime
+    emit: EventSink
+    process: tff.learning.templates.LearningProcess
+    ledger: RunLedger
+    evaluator: Evaluator | None
+
+    def shards(self, user_ids: NDArray[np.int64]) -> list[Any]:
+        """The cohort's data, in as many pieces as keep the workers busy."""
+        return make_shards(self.data, user_ids, self.plan, places=self.runtime.places)
+
+    def compute(self, state: Any, *, done: int) -> None:
+        """All rounds after round `done`, which left `state`."""
+        rounds = self.plan.server.rounds
+        pace = Pace(rounds=rounds - done)
+        board = TensorBoardLog(self.folder.tensorboard, first_round=done + 1)
+        with contextlib.closing(board):
+            for number in range(done + 1, rounds + 1):
+                began = time.monotonic()
+                state, record = self._round(state, number)
+                record["seconds"] = round(time.monotonic() - began, 4)
+                self.folder.append_metrics(record)
+                speed = {"users_per_second": round(record["reports"] / record["seconds"], 1)}
+                board.add_round(record | speed)
+                left = {"seconds_left": round(pace.seconds_left(number - done), 1)}
+                self.emit({"event": "round", "rounds": rounds, **record, **speed, **left})
+                if number == rounds or (
+                    number % self.plan.simulation.checkpoint_every == 0 and pace.allows_checkpoint()
+                ):
+                    with pace.checkpoint():
+                        self._release(state, number)
+                    cost = {"seconds": round(pace.last_checkpoint_s, 4)}
+                    self.emit({"event": "checkpoint", "round": number, **cost})
+
+    def _round(self, state: Any, number: int) -> tuple[Any, dict[str, Any]]:
+        """One round's new state and what is recorded of it."""
+        cohort = draw_cohort(self.plan.clients, run_seed=self.folder.seed, round_number=number)
+        self.ledger.charge(number)  # before anything of the round can be seen
+        output = self.process.next(state, self.shards(cohort))
+        for notice in self.runtime.notices():
+            self.emit(notice)
         record: dict[str, Any] = {
             "round": number,
             "reports": int(output.metrics["reports"]),
             "nonfinite": int(output.metrics["nonfinite"]),
             "released": bool(output.metrics["released"]),
-            "central_epsilon": finite_or_none(epsilon),
-            "delta": plan.privacy.delta,
         }
-        if evaluator and (last or number % plan.simulation.evaluate_every == 0):
-            _set_weights(process, state, model)
-            figures = evaluator.evaluate()
-            record |= {"accuracy": figures.accuracy, "loss": figures.loss}
-        record["seconds"] = round(time.monotonic() - began, 4)
-        folder.append_metrics(record)
-        emit({"event": "round", "rounds": rounds, **record})
-        if last or number % plan.simulation.checkpoint_every == 0:
-            _release(process, state, model, folder, ledger, number)
-    return _finish(plan, folder, model, ledger, emit)
+        if number == self.plan.server.rounds or number % self.plan.simulation.evaluate_every == 0:
+            # Composing so many rounds takes as long as a small round does.
+            record["central_epsilon"] = finite_or_none(self.ledger.epsilon_after(number))
+            record["delta"] = self.plan.privacy.delta
+            if self.evaluator:
+                _set_weights(self.process, output.state, self.model)
+                figures = self.evaluator.evaluate()
+                record |= {"accuracy": figures.accuracy, "loss": figures.loss}
+        return output.state, record
+
+    def _release(self, state: Any, number: int) -> None:
+        """Writes what somebody may take from the folder, then the checkpoint."""
+        _set_weights(self.process, state, self.model)
+        self.ledger.write_card()
+        save_keras_atomically(self.model, self.folder.model_file)
+        save_checkpoint(self.folder.checkpoints, state, round_number=number)
 
 
 def _set_weights(process: tff.learning.templates.LearningProcess, state: Any, model: Any) -> None:
     process.get_model_weights(state).assign_weights_to(model)
-
-
-def _release(
-    process: tff.learning.templates.LearningProcess,
-    state: Any,
-    model: tf.keras.Model,
-    folder: RunFolder,
-    ledger: RunLedger,
-    number: int,
-) -> None:
-    """Writes what somebody may take from the folder, then the checkpoint."""
-    _set_weights(process, state, model)
-    ledger.write_card()
-    save_keras_atomically(model, folder.model_file)
-    save_checkpoint(folder.checkpoints, state, round_number=number)
 
 
 def _finish(

@@ -1,0 +1,245 @@
+"""One TFF computation over several workers: parts of the clients, added up in order.
+
+TFF's own context for several workers runs one after the other (its remote
+executor waits inside a coroutine), and adds partial sums up in the order they
+arrive. Here each worker's part has a thread of its own and the sums a fixed
+order, so that a round's result does not depend on who computed it, or how often.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import functools
+import queue
+import threading
+import time
+from collections.abc import Sequence
+from concurrent.futures import Future
+from typing import Any
+
+import tensorflow_federated as tff
+from tensorflow_federated.python.common_libs import structure
+from tensorflow_federated.python.core.backends.native import compiler, mergeable_comp_compiler
+from tensorflow_federated.python.core.environments.tensorflow_frontend import (
+    tensorflow_computation,
+)
+from tensorflow_federated.python.core.impl.execution_contexts import (
+    mergeable_comp_execution_context,
+)
+from tensorflow_federated.python.core.impl.types import type_analysis, type_conversions
+
+from tf_dpfl.protocol.errors import StateError
+from tf_dpfl.simulation.workers import Worker
+
+_ASK_AGAIN_S = 0.1
+_MOST_EXECUTORS = 3  # an empty cohort's, a full one's, and that of another size
+
+
+class SpreadContext(tff.framework.SyncContext):
+    """Computes on `workers`, each of which may fail and come back.
+
+    A computation over clients is cut into as many parts as there are workers,
+    whether they live or not: part i is for worker i, and for another one while
+    that does not answer. Everything else runs on any of them.
+
+    Args:
+      workers: at least one.
+      patience_s: how long to wait for any worker when none answers.
+      notices: receives a dictionary for each worker lost or found again.
+    """
+
+    def __init__(
+        self,
+        workers: Sequence[Worker],
+        *,
+        patience_s: float,
+        notices: queue.SimpleQueue[dict[str, Any]],
+    ):
+        crew = _Crew(workers, patience_s=patience_s, notices=notices)
+        native = functools.lru_cache(None)(compiler.desugar_and_transform_to_native)
+        self._compiling = threading.Lock()
+
+        def compiled(computation: Any) -> Any:
+            with self._compiling:  # each once, whichever part asks first
+                return native(computation)
+
+        self._parts = [_Part(crew, index, compiled) for index in range(len(workers))]
+        self._mergeable = functools.lru_cache(None)(_mergeable_form)
+
+    def invoke(self, comp: Any, arg: Any) -> Any:
+        """The result of `comp`; StateError when no worker is left."""
+        form = self._mergeable(comp) if len(self._parts) > 1 else None
+        if form is None:
+            return self._parts[0].start(comp, arg).result()
+        pieces = mergeable_comp_execution_context.MergeableCompExecutionContextValue(
+            arg, form.up_to_merge.type_signature.parameter, len(self._parts)
+        ).value()
+        futures = [part.start(form.up_to_merge, piece) for part, piece in zip(self._parts, pieces)]
+        total, *others = [future.result() for future in futures]
+        home = self._parts[0]
+        for other in others:
+            total = home.start(form.merge, structure.Struct.unnamed(total, other)).result()
+        # What is left needs the sum and no client: none of their data travels again.
+        alone = _without_clients(arg, form.up_to_merge.type_signature.parameter)
+        result = home.start(form.after_merge, structure.Struct.unnamed(alone, total)).result()
+        return type_conversions.type_to_py_container(result, form.after_merge.type_signature.result)
+
+    def close(self) -> None:
+        """Ends the parts' threads, once what they wait for has ended."""
+        for part in self._parts:
+            part.close()
+
+
+class _Crew:
+    """The workers, and which part of the clients each of them computes."""
+
+    def __init__(
+        self,
+        workers: Sequence[Worker],
+        *,
+        patience_s: float,
+        notices: queue.SimpleQueue[dict[str, Any]],
+    ):
+        self._workers = workers
+        self._patience_s = patience_s
+        self._notices = notices
+        self._lock = threading.Lock()
+        self._lost: set[str] = set()
+        self._of_part: dict[int, Worker] = {}
+        for worker in workers:  # names who is missing from the start
+            self._is_ready(worker)
+
+    def worker_for(self, part: int) -> Worker:
+        """The part's own worker if it answers, else the one with the least to do.
+
+        Raises StateError when none has answered for `patience_s`.
+        """
+        deadline = time.monotonic() + self._patience_s
+        while True:
+            with self._lock:
+                ready = [worker for worker in self._workers if self._is_ready(worker)]
+                if ready:
+                    busy = [w for p, w in self._of_part.items() if p != part]
+                    own = self._workers[part]
+                    chosen = own if own in ready else min(ready, key=busy.count)
+                    self._of_part[part] = chosen
+                    return chosen
+            if not time.monotonic() < deadline:
+                names = ", ".join(worker.name for worker in self._workers)
+                raise StateError(
+                    f"no worker is left: {names} (waited {self._patience_s:g} s); start one "
+                    "again and then the same command: the run goes on from its last checkpoint"
+                )
+            time.sleep(_ASK_AGAIN_S)
+
+    def is_at_home(self, part: int) -> bool:
+        """False when the part's own worker answers again and another one holds the part."""
+        own = self._workers[part]
+        with self._lock:
+            return self._of_part.get(part, own) is own or not self._is_ready(own)
+
+    def _is_ready(self, worker: Worker) -> bool:
+        ready = worker.is_ready()
+        if ready and worker.name in self._lost:
+            self._lost.remove(worker.name)
+            self._notices.put({"event": "worker found", "worker": worker.name})
+        elif not ready and worker.name not in self._lost:
+            self._lost.add(worker.name)
+            self._notices.put({"event": "worker lost", "worker": worker.name})
+        return ready
+
+
+class _Executors(tff.framework.ExecutorFactory):
+    """The remote executors of one part: TFF asks for one, and drops it after a failure."""
+
+    def __init__(self, crew: _Crew, part: int):
+        self._crew = crew
+        self._part = part
+        self._executors: dict[int, Any] = {}
+
+    def create_executor(self, cardinalities: Any) -> Any:
+        """The executor for so many clients, on a worker that answers."""
+        clients = cardinalities.get(tff.CLIENTS, 0)  # 0: no clients, or an empty cohort
+        if not self._crew.is_at_home(self._part):
+            self._close_all()
+        if clients not in self._executors:
+            if len(self._executors) == _MOST_EXECUTORS:  # each holds the graphs' sessions
+                self._executors.pop(next(iter(self._executors))).close()
+            worker = self._crew.worker_for(self._part)
+            # Values are let go at once: by default a worker keeps several rounds' data.
+            executor = tff.framework.RemoteExecutor(worker.stub, dispose_batch_size=1)
+            executor.set_cardinalities({tff.CLIENTS: clients})
+            self._executors[clients] = executor
+        return self._executors[clients]
+
+    def clean_up_executor(self, cardinalities: Any) -> None:  # noqa: ARG002
+        """Forgets what stood on a worker that failed."""
+        self._close_all()
+
+    def _close_all(self) -> None:
+        while self._executors:
+            self._executors.popitem()[1].close()
+
+
+class _Part:
+    """A part of the clients: a thread that computes for it, wherever it can."""
+
+    def __init__(self, crew: _Crew, index: int, compiled: Any):
+        self._context = tff.framework.AsyncExecutionContext(
+            executor_fn=_Executors(crew, index),
+            compiler_fn=compiled,
+            transform_args=tensorflow_computation.transform_args,
+            transform_result=tensorflow_computation.transform_result,
+        )
+        self._loop = asyncio.new_event_loop()
+        threading.Thread(target=self._work, daemon=True).start()
+
+    def start(self, comp: Any, arg: Any) -> Future[Any]:
+        """Begins to compute; TFF tries again when a worker fails."""
+        return asyncio.run_coroutine_threadsafe(self._context.invoke(comp, arg), self._loop)
+
+    def close(self) -> None:
+        """Ends the thread once the call it is in returns; nobody waits for the result."""
+        self._loop.call_soon_threadsafe(self._cancel)
+
+    def _work(self) -> None:
+        try:
+            self._loop.run_forever()
+        finally:
+            self._loop.close()
+
+    def _cancel(self) -> None:
+        for task in asyncio.all_tasks(self._loop):
+            task.cancel()
+        self._loop.call_soon(self._loop.stop)  # after the tasks have seen it
+
+
+def _mergeable_form(comp: Any) -> Any:
+    """`comp` as a sum over parts and a rest without clients; None if it is no such thing."""
+    signature = comp.type_signature
+    if not _names_clients(signature.parameter) or _names_clients(signature.result):
+        return None
+    try:
+        return mergeable_comp_compiler.compile_to_mergeable_comp_form(comp)
+    except ValueError:  # one aggregation needs another's result
+        return None
+
+
+def _names_clients(type_spec: Any) -> bool:
+    return type_spec is not None and type_analysis.contains(
+        type_spec, lambda t: isinstance(t, tff.FederatedType) and t.placement is tff.CLIENTS
+    )
+
+
+def _without_clients(value: Any, type_spec: Any) -> Any:
+    """`value` with every list of clients' values empty."""
+    if isinstance(type_spec, tff.StructType):
+        parts = structure.iter_elements(structure.from_container(value))
+        types = structure.iter_elements(type_spec)
+        return structure.Struct(
+            (name, _without_clients(part, element))
+            for (_, part), (name, element) in zip(parts, types)
+        )
+    if isinstance(type_spec, tff.FederatedType) and type_spec.placement is tff.CLIENTS:
+        return value if type_spec.all_equal else []
+    return value
