@@ -75,7 +75,7 @@ def weights_after(plan, model, data, shards=None):
     return np.concatenate([np.asarray(w).ravel() for w in weights])
 
 
-@pytest.mark.parametrize("build", [small_mlp, small_cnn])
+@pytest.mark.parametrize("build", [small_mlp, pytest.param(small_cnn, marks=pytest.mark.slow)])
 def test_sent_by_id_from_memory_and_from_a_store_are_the_same(build, tmp_path):
     model, data = build(), ragged_data()
     expected = weights_after(plan_of("sent"), model, data)
@@ -91,8 +91,22 @@ def test_sent_by_id_from_memory_and_from_a_store_are_the_same(build, tmp_path):
         np.testing.assert_array_equal(weights_after(plan_of("by_id"), model, shared), expected)
 
 
-@pytest.mark.parametrize("optimizer", ["sgd", "momentum", "adam"])
-@pytest.mark.parametrize("build", [small_mlp, small_cnn])
+@pytest.mark.parametrize(
+    ("build", "optimizer"),
+    [
+        (small_mlp, "momentum"),
+        (small_cnn, "adam"),
+        *(
+            pytest.param(build, optimizer, marks=pytest.mark.slow)
+            for build, optimizer in [
+                (small_mlp, "sgd"),
+                (small_mlp, "adam"),
+                (small_cnn, "sgd"),
+                (small_cnn, "momentum"),
+            ]
+        ),
+    ],
+)
 def test_sharded_and_one_user_a_client_are_the_same(build, optimizer):
     model, data = build(), ragged_data()
     plan = plan_of(optimizer=optimizer, epochs=2, epsilon=1e-3)
@@ -110,8 +124,15 @@ def test_dense_networks_are_trained_in_blocks_and_others_are_not():
     assert names == [True, False]
 
 
-@pytest.mark.parametrize("optimizer", ["sgd", "momentum"])
-@pytest.mark.parametrize("build", [small_mlp, small_cnn])
+@pytest.mark.parametrize(
+    ("build", "optimizer"),
+    [
+        (small_mlp, "momentum"),
+        pytest.param(small_mlp, "sgd", marks=pytest.mark.slow),
+        pytest.param(small_cnn, "sgd", marks=pytest.mark.slow),
+        pytest.param(small_cnn, "momentum", marks=pytest.mark.slow),
+    ],
+)
 def test_a_round_is_that_of_stock_tff(build, optimizer):
     """build_unweighted_fed_avg with its own clipping aggregator, from the same weights."""
     data, model = ragged_data(), build()
@@ -119,6 +140,10 @@ def test_a_round_is_that_of_stock_tff(build, optimizer):
     plan = replace(plan, clients=replace(plan.clients, examples_per_client=14))
     users = np.delete(USERS, 4)  # stock TFF takes no user without examples
     plan = replace(plan, clients=replace(plan.clients, clients_per_round=len(users)))
+    ours = build_learning_process(plan, model, data)
+    output = ours.next(ours.initialize(), make_shards(data, users, plan))
+    weights = ours.get_model_weights(output.state).trainable
+    ours = np.concatenate([np.asarray(w).ravel() for w in weights])
     spec = (tf.TensorSpec([None, 8, 8, 1]), tf.TensorSpec([None], tf.int32))
     momentum = plan.local_training.momentum if optimizer == "momentum" else None
     process = tff.learning.algorithms.build_unweighted_fed_avg(
@@ -146,10 +171,6 @@ def test_a_round_is_that_of_stock_tff(build, optimizer):
     stock = np.concatenate(
         [np.asarray(w).ravel() for w in process.get_model_weights(state).trainable]
     )
-    ours = build_learning_process(plan, model, data)
-    output = ours.next(ours.initialize(), make_shards(data, users, plan))
-    weights = ours.get_model_weights(output.state).trainable
-    ours = np.concatenate([np.asarray(w).ravel() for w in weights])
     np.testing.assert_allclose(ours, stock, atol=1e-5)
     start = np.concatenate([v.numpy().ravel() for v in model.trainable_variables])
     assert np.linalg.norm(stock - start) > 1e-2

@@ -114,7 +114,8 @@ def shard_of(data: FederatedData, user_ids: NDArray[np.int64], plan: Plan) -> Or
     first = np.cumsum(counts) - counts
     rows = np.repeat(starts - first, counts) + np.arange(int(counts.sum()))
     for name, column in {**data.inputs, TARGET: data.target}.items():
-        shard[name] = np.asarray(column[rows])
+        # At least one row, which nobody has, so that there always is one to read.
+        shard[name] = np.asarray(column[rows]) if len(rows) else np.zeros_like(column[:1])
     return shard
 
 

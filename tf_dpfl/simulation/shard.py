@@ -110,12 +110,14 @@ class ShardTraining:
     Attributes:
       computation: the client computation; its variables are scratch space.
       plan: with a calibrated noise multiplier.
+      users: about how many a shard has.
       dense_net: trains blocks of users at once; None trains one after the other.
       reason: why that way, in words.
     """
 
     computation: ClientComputation
     plan: Plan
+    users: int
     dense_net: DenseNet | None
     reason: str
 
@@ -125,13 +127,17 @@ def choose_training(computation: ClientComputation, plan: Plan) -> ShardTraining
 
     Call it where the shard's graph is made: it traces the model.
     """
-    if plan.privacy.unit == "example":
-        return ShardTraining(computation, plan, None, "every example's gradient is clipped")
-    try:
-        net = DenseNet(computation, plan.local_training, examples=plan.clients.examples_per_client)
-    except NotDenseError as error:
-        return ShardTraining(computation, plan, None, str(error))
-    return ShardTraining(computation, plan, net, "a dense network with a low-rank first layer")
+    shards = shards_of_a_round(plan, places=usable_cores())
+    users = -(-plan.clients.clients_per_round // shards)
+    net, reason = None, "every example's gradient is clipped"
+    if plan.privacy.unit == "user":
+        try:
+            examples = plan.clients.examples_per_client
+            net = DenseNet(computation, plan.local_training, examples=examples)
+            reason = "a dense network with a low-rank first layer"
+        except NotDenseError as error:
+            reason = str(error)
+    return ShardTraining(computation, plan, users, net, reason)
 
 
 def train_shard(
@@ -222,7 +228,7 @@ def _train_in_blocks(
     """As `_train_one_by_one`, for a dense network."""
     computation, plan = training.computation, training.plan
     batch_size = plan.local_training.batch_size
-    block = users_of_a_block(net, examples=plan.clients.examples_per_client)
+    block = users_of_a_block(net, examples=plan.clients.examples_per_client, users=training.users)
     start = computation.split(weights)
     # Users of about as many examples together: little is padded.
     order = tf.argsort(examples.counts, direction="DESCENDING")
@@ -266,17 +272,15 @@ def _seeds(seed: tf.Tensor, user_ids: tf.Tensor) -> tf.Tensor:
 def _uniforms_of_users(
     computation: ClientComputation, user_seeds: tf.Tensor, plan: Plan
 ) -> StepValues:
-    """What the random layers of K users take at each step, float32 [K, batch_size, r]."""
+    """What the random layers of K users take at their steps, float32 [K, batch_size, r]."""
     values = tf.TensorSpec([plan.local_training.batch_size, computation.interface.random_values])
 
-    def of_step(step: tf.Tensor) -> tf.Tensor:
-        def of_user(user_seed: tf.Tensor) -> tf.Tensor:
-            uniforms = _uniforms(computation, user_seed, plan)
-            return None if uniforms is None else uniforms(step)
+    def of_user(user: tuple[tf.Tensor, tf.Tensor]) -> tf.Tensor:
+        user_seed, step = user
+        uniforms = _uniforms(computation, user_seed, plan)
+        return None if uniforms is None else uniforms(step)
 
-        return tf.map_fn(of_user, user_seeds, fn_output_signature=values)
-
-    return of_step
+    return lambda steps: tf.map_fn(of_user, (user_seeds, steps), fn_output_signature=values)
 
 
 def _sum_of_shares(

@@ -64,8 +64,8 @@ class DenseNet:
             raise NotDenseError("batches of one example have nothing to gain")
         self.interface = computation.interface
         self.variables = computation.variables
-        self.losses = TracedGraph(_trace(computation, settings.batch_size))
-        self.prefix = TracedGraph(_trace(computation, None))
+        self.losses = TracedGraph(_trace_losses(computation, settings.batch_size))
+        self.prefix = TracedGraph(_trace_prediction(computation))
         self.reads = [_reads(self.losses.graph, v) for v in self.variables]
         sites = _sites(self.losses.graph, self.variables, computation, settings.batch_size)
         worth = _Worth(settings, examples)
@@ -81,10 +81,14 @@ class DenseNet:
         taken = {kernel.variable for kernel in self.low_rank}
         self.others = [i for i in range(len(self.variables)) if i not in taken]
 
-    def batch_tensor(self, traced: TracedGraph, name: str) -> tf.Tensor:
-        """The input of a traced graph that the tensor `name` of a batch is fed to."""
-        names = sorted([t.name for t in self.interface.tensors] + ["random"] * self.draws)
-        return traced.graph.inputs[names.index(name)]
+    def batch_tensor(self, name: str) -> tf.Tensor:
+        """What the tensor `name` of a batch, or "random", is fed to in `losses`."""
+        names = [tensor.name for tensor in self.interface.tensors]
+        return _fed(self.losses, [*names, *(["random"] if self.draws else [])], name)
+
+    def input_tensor(self, name: str) -> tf.Tensor:
+        """What the input `name` is fed to in `prefix`."""
+        return _fed(self.prefix, [tensor.name for tensor in self.interface.inputs], name)
 
     @property
     def draws(self) -> bool:
@@ -102,7 +106,7 @@ class DenseNet:
             return None
         changing = [read for reads in self.reads for read in reads]
         if self.draws:
-            changing.append(self.batch_tensor(self.losses, "random"))
+            changing.append(self.batch_tensor("random"))
         if op.inputs[0].ref() in uses_of(self.losses.graph, changing):
             return None
         try:
@@ -127,8 +131,8 @@ class _Worth:
         return direct > 2 + self.examples / q + epochs * self.examples / p
 
 
-def _trace(computation: ClientComputation, rows: int | None) -> Any:
-    """The graph of the losses of a batch of `rows` (None: any number) examples."""
+def _trace_losses(computation: ClientComputation, rows: int) -> Any:
+    """The graph of the losses of a batch of `rows` examples in training."""
     values = computation.interface.random_values
     specs = {
         t.name: tf.TensorSpec([rows, *t.shape], t.dtype) for t in computation.interface.tensors
@@ -141,10 +145,24 @@ def _trace(computation: ClientComputation, rows: int | None) -> Any:
         random = rest.pop("random", None)
         return computation.example_losses(rest, random)
 
+    return tf.function(losses, autograph=False).get_concrete_function(specs).graph
+
+
+def _trace_prediction(computation: ClientComputation) -> Any:
+    """The graph of the prediction for any number of rows.
+
+    Up to a layer in front of which nothing is random it is that of training too.
+    """
+    specs = {t.name: tf.TensorSpec([None, *t.shape], t.dtype) for t in computation.interface.inputs}
     try:
-        return tf.function(losses, autograph=False).get_concrete_function(specs).graph
+        return tf.function(computation.infer, autograph=False).get_concrete_function(specs).graph
     except (TypeError, ValueError) as error:  # a layer that needs a fixed batch size
-        raise NotDenseError(f"it cannot be traced for {rows or 'any number of'} rows") from error
+        raise NotDenseError("it cannot be traced for any number of rows") from error
+
+
+def _fed(traced: TracedGraph, names: list[str], name: str) -> tf.Tensor:
+    """The input `name` of a graph traced over a dictionary: its keys are sorted."""
+    return traced.graph.inputs[sorted(names).index(name)]
 
 
 def _reads(graph: Any, variable: tf.Variable) -> list[tf.Tensor]:
@@ -186,13 +204,17 @@ def _is(tensor: tf.Tensor, candidates: list[tf.Tensor]) -> bool:
     return any(tensor.ref() == candidate.ref() for candidate in candidates)
 
 
-def users_of_a_block(net: DenseNet, *, examples: int) -> int:
+def users_of_a_block(net: DenseNet, *, examples: int, users: int) -> int:
     """How many users are trained at once: what fits a core's cache, 1 to 32.
 
-    `examples`: the most that one user has.
+    Args:
+      net: the model.
+      examples: the most that one user has.
+      users: about how many there are; they are cut into even blocks.
     """
     floats = sum(math.prod(net.variables[i].shape) for i in net.others)
     for kernel in net.low_rank:
         p, q = net.variables[kernel.variable].shape
         floats += examples * (p + examples + 3 * q)
-    return max(1, min(_MOST_USERS, _FLOATS_OF_A_BLOCK // floats))
+    most = max(1, min(_MOST_USERS, _FLOATS_OF_A_BLOCK // floats))
+    return -(-users // -(-users // most))

@@ -87,8 +87,9 @@ def train_users(
         wherever its own are.
       counts: int32 [K].
       settings: the plan's section; its optimizer is sgd or momentum.
-      random: uniforms of step i for all users, float32 [K, batch_size,
-        random_values]; None for a model without random layers.
+      random: uniforms of each user's step number i (int32 [K], counted over its own
+        batches), float32 [K, batch_size, random_values]; None for a model without
+        random layers.
     """
     size, users = settings.batch_size, counts.shape[0]
     length = tf.shape(examples[TARGET])[1]
@@ -118,7 +119,8 @@ def train_users(
         weight = tf.cast(first + tf.range(size) < counts[:, None], tf.float32)
         fed = {t.name: _fixed(examples[t.name][:, here], size) for t in net.interface.tensors}
         if random is not None:
-            fed["random"] = random(index)
+            batches = (counts + size - 1) // size
+            fed["random"] = random(index // steps_of_epoch * batches + index % steps_of_epoch)
         losses = _losses(net, fed, met, weights)
         loss = tf.reduce_sum(
             tf.reduce_sum(losses * weight, 1) / tf.maximum(tf.reduce_sum(weight, 1), 1.0)
@@ -165,10 +167,10 @@ def _constant_inputs(net: DenseNet, examples: Mapping[str, tf.Tensor]) -> list[t
     users = examples[TARGET].shape[0]
     given = [
         (
-            net.batch_tensor(net.prefix, t.name),
+            net.input_tensor(t.name),
             tf.reshape(examples[t.name], [-1, *t.shape]),
         )
-        for t in net.interface.tensors
+        for t in net.interface.inputs
     ]
     inputs = net.prefix.run([kernel.inputs for kernel in net.low_rank], given)
     return [tf.reshape(x, [users, -1, x.shape[-1]]) for x in inputs]
@@ -185,7 +187,7 @@ def _losses(
 
     def of_one(user: tuple[Sequence[tf.Tensor], ...]) -> tf.Tensor:
         batch, products, others = user
-        given = [(net.batch_tensor(net.losses, n), value) for n, value in zip(names, batch)]
+        given = [(net.batch_tensor(n), value) for n, value in zip(names, batch)]
         given += [(kernel.product, z) for kernel, z in zip(net.low_rank, products)]
         given += [(r, w) for i, w in zip(net.others, others) for r in net.reads[i]]
         return net.losses.run([net.losses.graph.outputs[0]], given)[0]
