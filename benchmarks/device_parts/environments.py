@@ -1,4 +1,4 @@
-"""The environments of `./run bench device`, made on first use under build/bench."""
+"""The environments of the benchmarks' peers, made on first use under build/bench."""
 
 from __future__ import annotations
 
@@ -18,13 +18,13 @@ TORCH = "torch"
 
 
 @cache
-def environment(name: str) -> Path:
-    """The Python of environment `name`, holding what `name.txt` lists and nothing else.
+def environment(name: str, lists: Path = HERE) -> Path:
+    """The Python of environment `name`, holding what `name.txt` in `lists` names alone.
 
     A list is whole, so that packages with requirements that are not needed here
     can be left without them.
     """
-    wanted = HERE / f"{name}.txt"
+    wanted = lists / f"{name}.txt"
     folder = ROOT / "build" / "bench" / name
     stamp = folder / ".stamp"
     digest = hashlib.sha256(wanted.read_bytes()).hexdigest()

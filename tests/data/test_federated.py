@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from sklearn.datasets import load_digits
 
-from tf_dpfl.data.federated import FederatedData, load_federated_data, padded_clients
+from tf_dpfl.data.federated import FederatedData, load_federated_data
 from tf_dpfl.data.sources import digits_split, load_source
 from tf_dpfl.data.user_files import write_client_files, write_test_file
 from tf_dpfl.protocol.errors import DataError
@@ -125,35 +125,6 @@ def test_client_gives_its_rows_in_order_as_copies():
     for index in (-1, 3):
         with pytest.raises(IndexError):
             data.client(index)
-
-
-@pytest.mark.parametrize("limit", [1, 2, 3, 5])
-def test_padded_clients_equal_the_clients_one_by_one(limit):
-    data = small()
-    ids = [2, 0, 1, 2]
-    examples, counts = padded_clients(data, ids, limit)
-    x, y = examples.values()
-    assert (x.shape, x.dtype) == ((4, limit, 1), np.float32)
-    assert (y.shape, y.dtype, counts.dtype) == ((4, limit), np.int32, np.int32)
-    for row, index in enumerate(ids):
-        own_x, own_y = data.client(index).values()
-        n = min(limit, len(own_y))
-        assert counts[row] == n
-        np.testing.assert_array_equal(x[row, :n], own_x[:n])
-        np.testing.assert_array_equal(y[row, :n], own_y[:n])
-        assert not x[row, n:].any()
-        assert not y[row, n:].any()
-
-
-def test_padded_clients_of_nobody_and_of_a_stranger():
-    examples, counts = padded_clients(small(), [], 4)
-    x, y = examples.values()
-    assert (x.shape, y.shape, counts.shape) == ((0, 4, 1), (0, 4), (0,))
-    for ids in ([3], [-1], [0, 99]):
-        with pytest.raises(IndexError):
-            padded_clients(small(), ids, 4)
-    with pytest.raises(ValueError, match="examples_per_client=0"):
-        padded_clients(small(), [0], 0)
 
 
 def test_written_files_are_read_back_value_for_value(tmp_path, digits):

@@ -74,7 +74,7 @@ def flat(tensors):
 
 def round_in_tff(plan, model, data):
     with tff_runtime():
-        process = build_learning_process(plan, model, noise_seed=SEED)
+        process = build_learning_process(plan, model, data, noise_seed=SEED)
         shards = make_shards(data, np.arange(USERS), plan)
         state = process.next(process.initialize(), shards).state
         return flat(process.get_model_weights(state).trainable)

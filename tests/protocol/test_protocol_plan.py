@@ -248,7 +248,7 @@ def test_noise_free_plans_are_legal_and_say_so_in_their_number():
         ({"data": {"source": "csv", "partition": "natural", "path": "a"}}, "feature_shape"),
         ({"data": {"source": "folder", "partition": "natural"}}, "data.path is missing"),
         ({"data": {"source": "folder", "path": "a"}}, 'must be "natural"'),
-        ({"data": {"partition": "natural"}}, 'needs source "folder" or "csv"'),
+        ({"data": {"partition": "natural"}}, 'needs source "folder", "csv" or "store"'),
         ({"data": {"test_path": "a"}}, 'for source "folder" and "csv"'),
     ],
 )

@@ -95,8 +95,9 @@ def test_two_inputs_a_recurrent_layer_and_adam_are_kerass():
     expected = keras_average(plan, model, data)
     interface = interface_of(model, plan.local_training)
     with tff_runtime():
-        process = build_learning_process(plan, model)
-        shards = make_shards(data.fitted(interface), np.arange(CLIENTS), plan)
+        data = data.fitted(interface)
+        process = build_learning_process(plan, model, data)
+        shards = make_shards(data, np.arange(CLIENTS), plan)
         output = process.next(process.initialize(), shards)
         weights = process.get_model_weights(output.state).trainable
     for ours, theirs in zip(weights, expected):
@@ -133,7 +134,7 @@ def test_dropout_is_drawn_for_each_user_and_round_and_is_reproducible():
 
     def moved(user, rounds=1):
         with tff_runtime():
-            process = build_learning_process(plan, model, noise_seed=seed)
+            process = build_learning_process(plan, model, data, noise_seed=seed)
             state = process.initialize()
             for _ in range(rounds):
                 state = process.next(state, make_shards(data, np.array([user]), plan)).state

@@ -35,7 +35,7 @@ def flat(weights):
 
 
 def one_round(plan, model, data, users=USERS, rounds=1, noise_seed=None):
-    process = build_learning_process(plan, model, noise_seed=noise_seed)
+    process = build_learning_process(plan, model, data, noise_seed=noise_seed)
     state = process.initialize()
     for _ in range(rounds):
         output = process.next(state, make_shards(data, users, plan))
@@ -65,7 +65,7 @@ def clipped_update(plan, model, x, y):
 
 def test_is_a_tff_learning_process_that_gives_and_takes_weights(data):
     plan, model = digits_plan(), small_mlp()
-    process = build_learning_process(plan, model)
+    process = build_learning_process(plan, model, data)
     assert isinstance(process, tff.learning.templates.LearningProcess)
     state = process.initialize()
     weights = process.get_model_weights(state)
@@ -143,24 +143,28 @@ def test_too_small_a_round_releases_nothing(data, users):
 
 
 def test_users_weigh_equally_whatever_they_hold(data):
+    """The second user has a single example."""
     plan, model = digits_plan(smallest_cohort=1), small_mlp()
-    first, second, *_ = shards = make_shards(data, USERS[:2], plan)
-    assert (first["user_id"], second["user_id"]) == (USERS[0], USERS[1])
-    second["count"][0] = 1  # the second user has a single example
-    process = build_learning_process(plan, model)
-    output = process.next(process.initialize(), shards)
-    x, y = data.client(int(USERS[1])).values()
-    total = clipped_update(plan, model, *data.client(int(USERS[0])).values())
-    total = total + clipped_update(plan, model, x[:1], y[:1])
+    one = data.offsets[USERS[1]] + 1
+    rows = np.concatenate([np.arange(one), np.arange(data.offsets[USERS[1] + 1], data.offsets[-1])])
+    offsets = np.where(data.offsets > one, data.offsets - (data.counts[USERS[1]] - 1), data.offsets)
+    inputs = {"x": data.inputs["x"][rows]}
+    data = replace(data, inputs=inputs, target=data.target[rows], offsets=offsets)
+    process = build_learning_process(plan, model, data)
+    output = process.next(process.initialize(), make_shards(data, USERS[:2], plan))
+    assert data.counts[USERS[:2]].tolist() == [10, 1]
+    total = sum(clipped_update(plan, model, *data.client(int(u)).values()) for u in USERS[:2])
     moved = flat(process.get_model_weights(output.state)) - start(model)
     np.testing.assert_allclose(moved, total / plan.clients.clients_per_round, atol=1e-5)
 
 
 def test_a_broken_client_counts_as_zero_and_is_counted(data):
     plan, model = digits_plan(), small_mlp()
+    x = data.inputs["x"].astype(np.float32) / data.feature_scale
+    data = replace(data, inputs={"x": x})
     shards = make_shards(data, USERS, plan)
-    shards[0]["x"][0] = np.nan
-    process = build_learning_process(plan, model)
+    shards[0]["x"][:10] = np.nan
+    process = build_learning_process(plan, model, data)
     output = process.next(process.initialize(), shards)
     assert output.metrics["nonfinite"] == 1
     assert np.isfinite(flat(process.get_model_weights(output.state))).all()
@@ -169,7 +173,7 @@ def test_a_broken_client_counts_as_zero_and_is_counted(data):
 def test_shards_of_one_user_give_the_same_weights(data):
     plan, model = digits_plan(), small_mlp()
     sharded, _ = one_round(plan, model, data)
-    process = build_learning_process(plan, model)
+    process = build_learning_process(plan, model, data)
     single = [shard for user in USERS for shard in make_shards(data, np.array([user]), plan)]
     output = process.next(process.initialize(), single)
     np.testing.assert_allclose(flat(process.get_model_weights(output.state)), sharded, atol=1e-6)
@@ -181,7 +185,7 @@ def test_how_many_shards_there_are_changes_nothing_but_rounding(data):
     plan = replace(plan, simulation=replace(plan.simulation, users_per_shard=None))
     results = []
     for places in (1, 4, 50):
-        process = build_learning_process(plan, model, noise_seed=np.array([1, 2]))
+        process = build_learning_process(plan, model, data, noise_seed=np.array([1, 2]))
         shards = make_shards(data, USERS, plan, places=places)
         assert len(shards) == min(places, plan.clients.clients_per_round)
         assert np.concatenate([shard["user_id"] for shard in shards]).tolist() == USERS.tolist()
@@ -223,19 +227,19 @@ def test_a_user_named_twice_is_refused(data):
         make_shards(data, np.array([1, 1]), digits_plan())
 
 
-def test_batch_normalization_is_refused_by_name():
+def test_batch_normalization_is_refused_by_name(data):
     model = small_mlp()
     model = tf.keras.Sequential([*model.layers, tf.keras.layers.BatchNormalization(name="mixer")])
     model.build((None, 8, 8, 1))
     with pytest.raises(ModelError, match="mixer"):
-        build_learning_process(digits_plan(), model)
+        build_learning_process(digits_plan(), model, data)
 
 
-def test_a_plan_without_noise_multiplier_must_be_calibrated_first():
+def test_a_plan_without_noise_multiplier_must_be_calibrated_first(data):
     plan = digits_plan()
     tree = plan.privacy.__class__(clip_norm=0.5, delta=1e-3, smallest_cohort=4, target_epsilon=2.0)
     plan = plan.__class__(
         plan.task, plan.data, plan.clients, plan.local_training, tree, plan.server
     )
     with pytest.raises(PlanError, match="calibrate_plan"):
-        build_learning_process(plan, small_mlp())
+        build_learning_process(plan, small_mlp(), data)

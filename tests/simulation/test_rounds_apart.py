@@ -40,7 +40,9 @@ def without_training(**privacy):
 def test_the_servers_noise_is_drawn_anew_for_every_round(data):
     plan = without_training(noise="server", noise_multiplier=3.0)
     with tff_runtime():
-        process = build_learning_process(plan, small_mlp(), noise_seed=np.array([1, 2], np.int64))
+        process = build_learning_process(
+            plan, small_mlp(), data, noise_seed=np.array([1, 2], np.int64)
+        )
         state, seen = process.initialize(), []
         before = weights_after(process, state)
         for _ in range(2):
@@ -55,7 +57,7 @@ def test_the_users_of_a_shard_draw_independent_noise(data):
     """The round's noise is a sum of shares: n independent ones, not n times one."""
     plan = without_training(noise_multiplier=3.0, smallest_cohort=1)
     with tff_runtime():
-        process = build_learning_process(plan, small_mlp())
+        process = build_learning_process(plan, small_mlp(), data)
         first = process.initialize()
         state = process.next(first, make_shards(data, USERS, plan)).state
         noise = weights_after(process, state) - weights_after(process, first)
@@ -67,7 +69,7 @@ def test_the_users_of_a_shard_draw_independent_noise(data):
 def test_two_runs_without_a_seed_draw_their_own_noise(tmp_path, data, monkeypatch):
     plan, seeds = digits_plan(noise_multiplier=3.0), []
 
-    def build(plan, model, *, noise_seed):
+    def build(plan, model, data, *, noise_seed):
         seeds.append(tuple(noise_seed.tolist()))
         raise RuntimeError("planned")
 
@@ -82,7 +84,7 @@ def test_two_runs_without_a_seed_draw_their_own_noise(tmp_path, data, monkeypatc
 def test_a_round_that_releases_nothing_leaves_the_servers_optimizer_alone(data):
     plan = with_server(digits_plan(), optimizer="momentum", learning_rate=0.5)
     with tff_runtime():
-        process = build_learning_process(plan, small_mlp())
+        process = build_learning_process(plan, small_mlp(), data)
         state = process.next(process.initialize(), make_shards(data, USERS, plan)).state
         after = process.next(state, make_shards(data, USERS[:1], plan)).state
     kept, left = tf.nest.flatten(state.finalizer), tf.nest.flatten(after.finalizer)
@@ -94,7 +96,7 @@ def test_a_round_that_releases_nothing_leaves_the_servers_optimizer_alone(data):
 def test_a_checkpoint_holds_the_whole_state(tmp_path, data):
     plan = with_server(digits_plan(noise_multiplier=1.0), optimizer="adam", learning_rate=0.5)
     with tff_runtime():
-        process = build_learning_process(plan, small_mlp())
+        process = build_learning_process(plan, small_mlp(), data)
         first = process.initialize()
         state = process.next(first, make_shards(data, USERS, plan)).state
     save_checkpoint(tmp_path, state, round_number=1)

@@ -83,7 +83,7 @@ def weights_after(data, plan, *, workers=(), rounds=3, between=lambda number: No
     model = small_mlp()
     notices = []
     with tff_runtime(workers=workers) as runtime:
-        process = build_learning_process(plan, model, noise_seed=SEED)
+        process = build_learning_process(plan, model, data, noise_seed=SEED)
         state = process.initialize()
         process.next(state, make_shards(data, USERS[:0], plan))  # compiles
         for number in range(rounds):

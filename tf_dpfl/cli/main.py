@@ -20,6 +20,7 @@ from tf_dpfl.cli import (
     simulate,
     worker,
     write_data,
+    write_store,
 )
 from tf_dpfl.cli.interrupts import remember_interrupts
 from tf_dpfl.protocol.errors import DpflError
@@ -60,9 +61,11 @@ def build_parser() -> argparse.ArgumentParser:
     data = commands.add_parser(
         "data",
         help="write clients' examples to files",
-        description="Write clients' examples to files, for trials with device processes.",
+        description="Write clients' examples to files, for device processes or for workers.",
     )
-    write_data.add_parser(data.add_subparsers(title="what to do", metavar="DO", required=True))
+    what = data.add_subparsers(title="what to do", metavar="DO", required=True)
+    write_data.add_parser(what)
+    write_store.add_parser(what)
     list_models.add_parser(commands)
     return parser
 

@@ -78,9 +78,14 @@ class ClientComputation(tf.Module):
         self._optimizer = LocalOptimizer(self._variables, local_training)
         self._op_gradients = dict(op_gradients or {})
 
+    @property
+    def variables(self) -> list[tf.Variable]:
+        """The trained variables, in the order of `layout`."""
+        return list(self._variables)
+
     def set_weights(self, weights: tf.Tensor) -> tf.Tensor:
         """Starts from `weights` (float32 [d]) with a fresh optimizer; returns d."""
-        for variable, value in zip(self._variables, self._split(weights)):
+        for variable, value in zip(self._variables, self.split(weights)):
             variable.assign(value)
         self._optimizer.reset()
         return tf.constant(self.layout.size, tf.int32)
@@ -107,7 +112,7 @@ class ClientComputation(tf.Module):
         """
         graph = tf.compat.v1.get_default_graph()
         with graph.gradient_override_map(self._op_gradients):
-            losses = self._example_losses(batch, random)
+            losses = self.example_losses(batch, random)
             loss = tf.reduce_sum(losses * weight) / tf.maximum(tf.reduce_sum(weight), 1.0)
         # Not a GradientTape: a tape does not look at the override map.
         handles = [
@@ -145,7 +150,7 @@ class ClientComputation(tf.Module):
           random: as for `train_batch`.
         """
         sums = clipped_gradient_sum(
-            self._example_losses,
+            self.example_losses,
             batch,
             weight,
             random,
@@ -154,7 +159,7 @@ class ClientComputation(tf.Module):
             op_gradients=self._op_gradients,
             method=self._dp_method or self.choose_dp_method().name,
         )
-        noisy = [total + share for total, share in zip(sums, self._split(noise))]
+        noisy = [total + share for total, share in zip(sums, self.split(noise))]
         self._optimizer.apply(noisy, learning_rate, scale=1.0 / self._batch_size)
         return tf.constant(self._batch_size, tf.int32)
 
@@ -162,7 +167,7 @@ class ClientComputation(tf.Module):
         """One pass over the batch where that is sound for the model, else the loop."""
         size, values = self._batch_size, self.interface.random_values
         return choose_method(
-            self._example_losses,
+            self.example_losses,
             {t.name: tf.TensorSpec([size, *t.shape], t.dtype) for t in self.interface.tensors},
             tf.TensorSpec([size, values]) if values else None,
             variables=self._variables,
@@ -183,7 +188,8 @@ class ClientComputation(tf.Module):
         """The report, float32 [d]: clip(current - `initial`) + `noise`."""
         return privatize(self.update(initial), clip_norm=clip_norm, noise=noise)
 
-    def _example_losses(self, batch: Batch, random: tf.Tensor | None) -> tf.Tensor:
+    def example_losses(self, batch: Batch, random: tf.Tensor | None) -> tf.Tensor:
+        """The loss of each example in training, float32 [B]; arguments as `train_batch`."""
         prediction = self._predict(batch, training=True, random=random)
         return self._losses(batch[TARGET], prediction)
 
@@ -191,6 +197,7 @@ class ClientComputation(tf.Module):
         inputs = [batch[tensor.name] for tensor in self.interface.inputs]
         return self._forward(inputs, training=training, random=random)
 
-    def _split(self, flat: tf.Tensor) -> Sequence[tf.Tensor]:
+    def split(self, flat: tf.Tensor) -> Sequence[tf.Tensor]:
+        """Flat weights, float32 [d], as one tensor a variable."""
         pieces = tf.split(flat, [math.prod(shape) for shape in self.layout.shapes])
         return [tf.reshape(p, shape) for p, shape in zip(pieces, self.layout.shapes)]

@@ -6,6 +6,8 @@ tests hold the two together.
 
 from __future__ import annotations
 
+import math
+
 import tensorflow as tf
 
 from tf_dpfl.protocol.clipping import CLIP_MARGIN
@@ -13,6 +15,8 @@ from tf_dpfl.protocol.clipping import CLIP_MARGIN
 # Partial sums of at most this many terms: one long float32 sum over a large
 # model loses up to a percent of the norm, and with it the clipping bound.
 _TERMS_PER_SUM = 64
+
+_EPSILON = 2.0**-24  # of one rounding in float32
 
 
 def sum_of_squares(values: tf.Tensor) -> tf.Tensor:
@@ -44,6 +48,14 @@ def _terms_of_one_sum(size: int) -> int:
     return divisor if divisor * divisor >= most else most
 
 
+def squared_norm(update: tf.Tensor) -> tf.Tensor:
+    """The same of `update` (float32 [d]) by one kernel of TensorFlow, which sums in pairs.
+
+    Not for TFLite, whose sums run through one float32 number.
+    """
+    return 2.0 * tf.nn.l2_loss(update)
+
+
 def is_finite_update(update: tf.Tensor) -> tf.Tensor:
     """Whether the squared norm of `update` is finite: bool [].
 
@@ -52,9 +64,20 @@ def is_finite_update(update: tf.Tensor) -> tf.Tensor:
     return sum_of_squares(update) < update.dtype.max
 
 
-def finite_or_zero(update: tf.Tensor) -> tf.Tensor:
-    """`update` (float32 [d]), or zeros when it is not finite."""
-    return tf.where(is_finite_update(update), update, 0.0)
+def clip_factor(squared_norm: tf.Tensor, clip_norm: tf.Tensor) -> tf.Tensor:
+    """What scales an update of that squared norm to `clip_norm`, at most 1."""
+    bound = clip_norm * (1.0 - CLIP_MARGIN)
+    return bound / tf.maximum(tf.sqrt(squared_norm), bound)
+
+
+def rounding_of_products(lengths: tf.Tensor, terms: int) -> tf.Tensor:
+    """What rounding may take from a squared norm that is a sum of inner products.
+
+    Args:
+      lengths: the norm that the summed vectors would have if all pointed one way.
+      terms: of one inner product; errors of so many roundings add up like a random walk.
+    """
+    return tf.square(lengths) * (_EPSILON * math.sqrt(terms))
 
 
 def clip_by_global_norm(update: tf.Tensor, clip_norm: tf.Tensor) -> tf.Tensor:
@@ -63,8 +86,7 @@ def clip_by_global_norm(update: tf.Tensor, clip_norm: tf.Tensor) -> tf.Tensor:
     A non-finite update becomes the zero update.
     """
     squared = sum_of_squares(update)
-    bound = clip_norm * (1.0 - CLIP_MARGIN)
-    factor = bound / tf.maximum(tf.sqrt(squared), bound)
+    factor = clip_factor(squared, clip_norm)
     # Select, not multiply: NaN times 0 is NaN. A scalar, because zeros_like would
     # be a constant of the update's size in every TFLite file.
     return tf.where(squared < update.dtype.max, update * factor, 0.0)

@@ -10,9 +10,27 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from tf_dpfl.protocol.examples import Examples, Int32, fitted
-from tf_dpfl.protocol.interface import TARGET, ExampleInterface
+from tf_dpfl.protocol.errors import DataError
+from tf_dpfl.protocol.examples import Examples, fitted
+from tf_dpfl.protocol.interface import INT32, TARGET, ExampleInterface
 from tf_dpfl.protocol.tensors import Float32
+
+
+@dataclass(frozen=True)
+class ColumnFiles:
+    """Files that hold the raw bytes of a data set's columns, for readers in other processes.
+
+    `columns`: path by name, of the inputs and the target "y"; `offsets`: a path.
+    Each file is the array's bytes from its first on and nothing else. `header` is a
+    file that says which data these are, and what it must hold; None where no other
+    process could find other data under the same paths. `descriptors`: open files that
+    a process must inherit to find the paths.
+    """
+
+    columns: Mapping[str, str]
+    offsets: str
+    header: tuple[str, bytes] | None = None
+    descriptors: tuple[int, ...] = ()
 
 
 @dataclass(frozen=True, eq=False)
@@ -32,6 +50,8 @@ class FederatedData:
       test: inputs and target "y" of the test split, scaled; [m, ...], m may be 0.
       client_names: one for each client, unique.
       description: plain JSON values that say what this is, for the run's record.
+      files: where the arrays' bytes are files too (a store, or memory that is
+        shared); None where they are this process' alone.
     """
 
     inputs: Mapping[str, NDArray[Any]]
@@ -40,8 +60,9 @@ class FederatedData:
     feature_scale: float
     classes: int | None
     test: Mapping[str, NDArray[Any]]
-    client_names: tuple[str, ...]
+    client_names: Sequence[str]
     description: Mapping[str, Any] = field(default_factory=dict)
+    files: ColumnFiles | None = None
 
     @property
     def population(self) -> int:
@@ -84,8 +105,16 @@ class FederatedData:
         """The same data in the dtypes and shapes of a model's `interface`.
 
         Raises DataError when they do not fit; see `protocol.examples.fitted`.
-        Bytes stay bytes.
+        Bytes stay bytes. Columns that are files stay as they are, and are cast where
+        they are read; only what their dtypes and shapes say is checked.
         """
+        if self.files is not None:
+            check_columns(self, interface)
+            return replace(
+                self,
+                inputs={tensor.name: self.inputs[tensor.name] for tensor in interface.inputs},
+                test=fitted(self.test, interface, where="the test split"),
+            )
         stored = {**self.inputs, TARGET: self.target}
         asked = {tensor.name: tensor for tensor in interface.inputs}
         images = {
@@ -113,41 +142,34 @@ class FederatedData:
         return {**examples, TARGET: np.array(self.target[rows])}
 
 
+def check_columns(data: FederatedData, interface: ExampleInterface) -> None:
+    """Raises DataError unless a cast makes the columns what `interface` asks for."""
+    where = "the clients' examples"
+    stored = {**data.inputs, TARGET: data.target}
+    for tensor in interface.tensors:
+        if tensor.name not in stored:
+            raise DataError(f"{where}: array {tensor.name} is missing; it holds {sorted(stored)}")
+        array = stored[tensor.name]
+        if array.shape[1:] != tensor.shape and not (array.ndim == 1 and tensor.shape == (1,)):
+            raise DataError(
+                f"{where}: one example has {tensor.name} of shape {list(array.shape[1:])}; "
+                f"this task needs {list(tensor.shape)}"
+            )
+        if tensor.dtype == INT32 and array.dtype.kind == "f":
+            raise DataError(
+                f"{where}: {tensor.name} is {array.dtype}; it must be an integer array for this "
+                "task: make the store again from data of integers"
+            )
+    if interface.classes is not None and (data.classes or 0) > interface.classes:
+        raise DataError(
+            f"{where}: {TARGET} has {data.classes} classes, the model {interface.classes}; "
+            "build it with the data's classes"
+        )
+
+
 def scaled(features: NDArray[Any], feature_scale: float) -> NDArray[Any]:
     """A new array: bytes / `feature_scale` in float32, other numbers as they are."""
     if features.dtype != np.uint8:
         return np.array(features)
     result: Float32 = features.astype(np.float32) / np.float32(feature_scale)
     return result
-
-
-def padded_clients(
-    data: FederatedData, ids: Sequence[int] | NDArray[Any], examples_per_client: int
-) -> tuple[Examples, Int32]:
-    """The examples of k clients as arrays of one size, padded with zeros.
-
-    Args:
-      data: the data set.
-      ids: k client indices in [0, population); k may be 0.
-      examples_per_client: of each client only the first so many are taken.
-
-    Returns:
-      Inputs and target "y", [k, examples_per_client, ...] each, and counts int32
-      [k]: row i's first counts[i] examples are its client's, in stored order.
-      The shape is the same whichever clients are asked for.
-
-    Raises:
-      IndexError: an id is not a client.
-    """
-    if not examples_per_client >= 1:
-        raise ValueError(f"examples_per_client={examples_per_client} must be >= 1")
-    clients = np.asarray(ids, dtype=np.int64).reshape(-1)
-    if clients.size and not (clients.min() >= 0 and clients.max() < data.population):
-        raise IndexError(f"an id is not in [0, {data.population}): {clients.tolist()[:10]}")
-    counts = np.minimum(data.counts[clients], examples_per_client)
-    column = np.arange(examples_per_client)
-    real = column < counts[:, None]
-    examples = data._rows(np.where(real, data.offsets[clients][:, None] + column, 0))
-    for array in examples.values():
-        array[~real] = 0
-    return examples, counts.astype(np.int32)

@@ -8,9 +8,10 @@ from typing import Any
 
 import numpy as np
 
-from tf_dpfl.data.columns import FederatedData, padded_clients, scaled
+from tf_dpfl.data.columns import FederatedData, scaled
 from tf_dpfl.data.partitions import partition_of_plan, partition_sha256
 from tf_dpfl.data.sources import load_source
+from tf_dpfl.data.store import open_store
 from tf_dpfl.data.user_files import (
     ClientExamples,
     client_paths,
@@ -25,7 +26,7 @@ from tf_dpfl.protocol.plan import Plan
 # A larger label is a number taken for a class, and would be a model beyond memory.
 _MOST_CLASSES = 2**16
 
-__all__ = ["FederatedData", "load_federated_data", "padded_clients"]
+__all__ = ["FederatedData", "load_federated_data"]
 
 
 def load_federated_data(plan: Plan) -> FederatedData:
@@ -40,6 +41,8 @@ def load_federated_data(plan: Plan) -> FederatedData:
       DataError: a source can not be found, a file is malformed, the data are
         too small or their clients are not as many as the plan says.
     """
+    if plan.data.source == "store":
+        return _stored_data(plan)
     if plan.data.source in ("folder", "csv"):
         return _own_data(plan)
     return _public_data(plan)
@@ -74,6 +77,25 @@ def _public_data(plan: Plan) -> FederatedData:
     )
 
 
+def _stored_data(plan: Plan) -> FederatedData:
+    data = open_store(Path(plan.data.path))
+    _check_population(plan, data.population)
+    if plan.local_training.targets_are_class_ids and data.classes is None:
+        raise DataError(
+            f"{plan.data.path}: its target holds values, local_training.loss="
+            f"{plan.local_training.loss!r} needs class ids"
+        )
+    return data
+
+
+def _check_population(plan: Plan, population: int) -> None:
+    if population != plan.clients.population:
+        raise DataError(
+            f"{plan.data.path}: has {population} clients, clients.population="
+            f"{plan.clients.population}; set it to {population}"
+        )
+
+
 def _partition_record(plan: Plan) -> dict[str, Any]:
     record: dict[str, Any] = {
         "partition": plan.data.partition,
@@ -88,11 +110,7 @@ def _partition_record(plan: Plan) -> dict[str, Any]:
 
 def _own_data(plan: Plan) -> FederatedData:
     clients = _read_own_clients(plan)
-    if len(clients) != plan.clients.population:
-        raise DataError(
-            f"{plan.data.path}: has {len(clients)} clients, clients.population="
-            f"{plan.clients.population}; set it to {len(clients)}"
-        )
+    _check_population(plan, len(clients))
     values = not plan.local_training.targets_are_class_ids
     first = clients[0].examples
     test = {name: array[:0] for name, array in first.items()}

@@ -12,6 +12,8 @@ from typing import Any
 
 from tf_dpfl.protocol.losses import LOSSES, SPARSE_LOSS
 
+_OWN_SOURCES = 'source "folder", "csv" or "store"'
+
 
 def contradictions(sections: Mapping[str, Mapping[str, Any]]) -> list[str]:
     """Every fault between values of `sections`, which hold what could be read."""
@@ -132,7 +134,7 @@ def _data_path(plan: _Readable) -> Iterable[str]:
     if _is_own(source):
         return [] if path else [f'data.path is missing: source="{source}" needs it']
     if path or plan.data.test_path:
-        return [f'data.path and data.test_path are for source "folder" and "csv", not "{source}"']
+        return [f'data.path and data.test_path need {_OWN_SOURCES}, not "{source}"']
     return []
 
 
@@ -144,7 +146,13 @@ def _partition(plan: _Readable) -> Iterable[str]:
             "the data already say whose they are"
         ]
     if not _is_own(source) and partition == "natural":
-        return [f'data.partition="natural" needs source "folder" or "csv", not "{source}"']
+        return [f'data.partition="natural" needs {_OWN_SOURCES}, not "{source}"']
+    return []
+
+
+def _test_path(plan: _Readable) -> Iterable[str]:
+    if plan.data.source == "store" and plan.data.test_path:
+        return ['data.test_path is not for source "store": a store has its own test split']
     return []
 
 
@@ -156,7 +164,7 @@ def _feature_shape(plan: _Readable) -> Iterable[str]:
 
 def _is_own(source: str) -> bool:
     """Whether the data are a user's own files."""
-    return source in ("folder", "csv")
+    return source in ("folder", "csv", "store")
 
 
 _CHECKS = (
@@ -170,6 +178,7 @@ _CHECKS = (
     _secure_aggregation,
     _noise_place,
     _data_path,
+    _test_path,
     _partition,
     _feature_shape,
 )

@@ -44,11 +44,12 @@ class Data:
 
     `source` "folder" is one `.npz` (arrays `x`, `y`) per client in `path`;
     "csv" is one file at `path` with the named client and label columns, every
-    other column a feature, reshaped to `feature_shape`. `test_path` is a `.npz`
-    with `x`, `y` for evaluation; it never reaches a client.
+    other column a feature, reshaped to `feature_shape`; "store" is a folder that
+    `dpfl data store` made of any of them, with its test split. `test_path` is a
+    `.npz` with `x`, `y` for evaluation; it never reaches a client.
     """
 
-    source: str = choice("digits", "fashion_mnist", "folder", "csv")
+    source: str = choice("digits", "fashion_mnist", "folder", "csv", "store")
     path: str = text(default="")
     test_path: str = text(default="")
     partition: str = choice("iid", "dirichlet", "shards", "natural", default="iid")
@@ -167,11 +168,14 @@ class Simulation:
     piece; left out, it is what keeps every core of every worker busy. Checkpoints
     come every `checkpoint_every` rounds, or less often: they are put off while
     they would take more than a twentieth of the time.
+    `records` "by_id": workers read examples from files (a store under the same path
+    on each one's machine); "sent": rounds send them; "auto": by id where possible.
     """
 
     users_per_shard: int | None = integer(at_least=1, optional=True, default=None)
     evaluate_every: int = integer(at_least=1, default=10)
     checkpoint_every: int = integer(at_least=1, default=10)
+    records: str = choice("auto", "by_id", "sent", default="auto")
 
 
 @dataclass(frozen=True)

@@ -15,17 +15,21 @@ from numpy.typing import NDArray
 from models.shapes import require_declared_input
 from models.validate import validate_model
 from tf_dpfl.client_work.computation import ClientComputation, layout_of
+from tf_dpfl.client_work.faster_gradients import FASTER_GRADIENTS
 from tf_dpfl.client_work.interface import interface_of
 from tf_dpfl.client_work.losses import require_fitting_loss
+from tf_dpfl.data.columns import FederatedData
 from tf_dpfl.protocol.plan import Plan, Server
 from tf_dpfl.simulation.aggregation import SEED_TYPE, build_aggregation_process
 from tf_dpfl.simulation.noise import derive_seed, seed_from_os
-from tf_dpfl.simulation.shard import shard_type, train_shard
+from tf_dpfl.simulation.records import ShardRecords
+from tf_dpfl.simulation.shard import choose_training, train_shard
 
 
 def build_learning_process(
     plan: Plan,
     model: tf.keras.Model,
+    data: FederatedData,
     *,
     noise_seed: NDArray[np.int64] | None = None,
 ) -> tff.learning.templates.LearningProcess:
@@ -41,6 +45,8 @@ def build_learning_process(
       plan: with a noise multiplier (see `calibrate_plan`).
       model: a Sequential or functional Keras model ending in logits; it is
         cloned, never changed.
+      data: the users' examples, of dtypes and shapes that fit the model; the same
+        object goes to `make_shards`. Its files, if any, are read while rounds run.
       noise_seed: int64 [2]; None takes 128 bits from the operating system. With
         a seed somebody else knows, the noise protects nobody from them.
 
@@ -50,6 +56,7 @@ def build_learning_process(
 
     Raises:
       ModelError: naming every layer that differential privacy cannot take.
+      DataError: the data do not fit the model, or `simulation.records`.
       PlanError: when the plan has a target epsilon but no noise multiplier yet.
     """
     require_declared_input(model)
@@ -68,7 +75,8 @@ def build_learning_process(
     )
     interface = interface_of(model, plan.local_training)
     require_fitting_loss(plan.local_training.loss, interface)
-    shards_type = shard_type(plan, interface)
+    records = ShardRecords(data, plan, interface)
+    shards_type = records.shard_type()
     aggregation = build_aggregation_process(plan, size=layout.size)
     server_optimizer = build_server_optimizer(plan.server)
 
@@ -98,14 +106,20 @@ def build_learning_process(
         @tff.tensorflow.computation(weights_type, SEED_TYPE, shards_type)
         def client(weights: Any, noise_seed: Any, shard: Any) -> Any:
             local = tf.keras.models.clone_model(model, clone_function=_clone_layer)
-            computation = ClientComputation(local, plan.local_training)
+            computation = ClientComputation(
+                local, plan.local_training, op_gradients=FASTER_GRADIENTS
+            )
 
             @tf.function(autograph=False)
             def run(weights: Any, noise_seed: tf.Tensor, shard: Any) -> Any:
                 for variable, value in zip(local.non_trainable_variables, weights.non_trainable):
                     variable.assign(value)
                 return train_shard(
-                    computation, _join(weights.trainable), noise_seed, shard, plan=plan
+                    choose_training(computation, plan),
+                    _join(weights.trainable),
+                    noise_seed,
+                    records.examples(shard),
+                    clip_norm=tf.constant(plan.privacy.clip_norm, tf.float32),
                 )
 
             return run(weights, noise_seed, shard)

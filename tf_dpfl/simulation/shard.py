@@ -9,18 +9,23 @@ the sum leaves the shard.
 from __future__ import annotations
 
 from collections import OrderedDict
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 import tensorflow as tf
-import tensorflow_federated as tff
 from numpy.typing import NDArray
 
 from tf_dpfl.client_work.computation import ClientComputation
+from tf_dpfl.client_work.dense_users import (
+    DenseNet,
+    NotDenseError,
+    train_users,
+    users_of_a_block,
+)
 from tf_dpfl.client_work.local_training import PrivateSteps, StepValues, train_locally
-from tf_dpfl.client_work.update import finite_or_zero, is_finite_update
-from tf_dpfl.data.federated import FederatedData, padded_clients
-from tf_dpfl.protocol.interface import ExampleInterface
+from tf_dpfl.client_work.update import clip_factor, squared_norm
+from tf_dpfl.data.columns import FederatedData
 from tf_dpfl.protocol.noise import noise_stddev_of_share, noise_stddev_of_sum
 from tf_dpfl.protocol.plan import Plan
 from tf_dpfl.simulation.cohort import shards_of_a_round
@@ -31,33 +36,8 @@ from tf_dpfl.simulation.noise import (
     seeded_gaussian_noise,
     seeded_uniforms,
 )
+from tf_dpfl.simulation.records import ShardExamples, shard_of
 from tf_dpfl.simulation.worker_process import usable_cores
-
-
-def padded_examples(plan: Plan) -> int:
-    """Examples per client rounded up to whole batches."""
-    size = plan.local_training.batch_size
-    return -(-plan.clients.examples_per_client // size) * size
-
-
-def shard_type(plan: Plan, interface: ExampleInterface) -> tff.Type:
-    """The TFF type of one shard of k users; k is open.
-
-    Each tensor of the interface, [k, n, ...] of its dtype; `count` int32 [k] (real
-    examples of each user, the rest is padding), `user_id` int64 [k] (unique in
-    a round: it picks the user's noise).
-    """
-    n = padded_examples(plan)
-    return tff.to_type(
-        OrderedDict(
-            [
-                (tensor.name, tff.TensorType(np.dtype(tensor.dtype), [None, n, *tensor.shape]))
-                for tensor in interface.tensors
-            ],
-            count=tff.TensorType(np.int32, [None]),
-            user_id=tff.TensorType(np.int64, [None]),
-        )
-    )
 
 
 def make_shards(
@@ -70,21 +50,14 @@ def make_shards(
     """The client data of one round: the cohort `user_ids` cut into shards.
 
     There are `shards_of_a_round` for so many `places` (None: this machine's
-    cores), some perhaps without users. A model of several inputs, of integers or
-    with other targets than class ids needs `data.fitted(interface)`. Raises
-    ValueError when a user is named twice: both would draw one noise.
+    cores), some perhaps without users. `data` are those that the process was built
+    with. Raises ValueError when a user is named twice: both would draw one noise;
+    IndexError for an id that is no user.
     """
     if len(np.unique(user_ids)) != len(user_ids):
         raise ValueError("user_ids names a user twice; a cohort holds each user once")
     shards = shards_of_a_round(plan, places=places or usable_cores())
-    return [_shard(data, ids, plan) for ids in np.array_split(user_ids, shards)]
-
-
-def _shard(data: FederatedData, user_ids: NDArray[np.int64], plan: Plan) -> OrderedDict[str, Any]:
-    examples, count = padded_clients(data, user_ids, padded_examples(plan))
-    # Whole batches may leave room for more examples than the plan allows.
-    count = np.minimum(count, plan.clients.examples_per_client).astype(np.int32)
-    return OrderedDict(examples, count=count, user_id=np.asarray(user_ids, np.int64))
+    return [shard_of(data, ids, plan) for ids in np.array_split(user_ids, shards)]
 
 
 def _uniforms(
@@ -100,7 +73,7 @@ def _uniforms(
 
 
 def _private_steps(
-    computation: ClientComputation, user_seed: tf.Tensor, plan: Plan
+    computation: ClientComputation, user_seed: tf.Tensor, plan: Plan, clip_norm: tf.Tensor
 ) -> PrivateSteps | None:
     """Steps of DP-SGD with noise of their own; None unless the unit is "example"."""
     privacy, size = plan.privacy, computation.layout.size
@@ -115,7 +88,7 @@ def _private_steps(
         seed_of_step = derive_seed(seed, tf.cast(step, tf.int64))
         return seeded_gaussian_noise(seed_of_step, size=size, stddev=stddev)
 
-    return PrivateSteps(tf.constant(privacy.clip_norm, tf.float32), noise)
+    return PrivateSteps(clip_norm, noise)
 
 
 def _share_stddev(plan: Plan) -> float:
@@ -130,62 +103,198 @@ def _share_stddev(plan: Plan) -> float:
     )
 
 
+@dataclass(frozen=True)
+class ShardTraining:
+    """How the users of a shard are trained: all alike, whichever way costs least.
+
+    Attributes:
+      computation: the client computation; its variables are scratch space.
+      plan: with a calibrated noise multiplier.
+      users: about how many a shard has.
+      dense_net: trains blocks of users at once; None trains one after the other.
+      reason: why that way, in words.
+    """
+
+    computation: ClientComputation
+    plan: Plan
+    users: int
+    dense_net: DenseNet | None
+    reason: str
+
+
+def choose_training(computation: ClientComputation, plan: Plan) -> ShardTraining:
+    """Blocks of users where the model is a dense network, else user by user.
+
+    Call it where the shard's graph is made: it traces the model.
+    """
+    shards = shards_of_a_round(plan, places=usable_cores())
+    users = -(-plan.clients.clients_per_round // shards)
+    net, reason = None, "every example's gradient is clipped"
+    if plan.privacy.unit == "user":
+        try:
+            examples = plan.clients.examples_per_client
+            net = DenseNet(computation, plan.local_training, examples=examples)
+            reason = "a dense network with a low-rank first layer"
+        except NotDenseError as error:
+            reason = str(error)
+    return ShardTraining(computation, plan, users, net, reason)
+
+
 def train_shard(
-    computation: ClientComputation,
+    training: ShardTraining,
     weights: tf.Tensor,
     seed: tf.Tensor,
-    shard: OrderedDict[str, tf.Tensor],
+    examples: ShardExamples,
     *,
-    plan: Plan,
+    clip_norm: tf.Tensor,
 ) -> OrderedDict[str, tf.Tensor]:
-    """Trains, clips and noises each user of `shard` and adds the reports up.
+    """Trains, clips and noises each user of a shard and adds the reports up.
 
     Args:
-      computation: the client computation; its variables are scratch space.
+      training: of `choose_training`.
       weights: float32 [d], where every user starts.
       seed: int64 [2], the round's noise seed.
-      shard: of `shard_type`.
-      plan: with a calibrated noise multiplier.
+      examples: of the shard's users.
+      clip_norm: float32 [], of a user's update (unit "user") or of one example's
+        gradient (unit "example").
 
     Returns:
       `sum` float32 [d], `reports` int32 [], `nonfinite` int32 [] (users whose
       update was not finite and counted as zero).
     """
+    if training.dense_net is None:
+        total, nonfinite = _train_one_by_one(training, weights, seed, examples, clip_norm)
+    else:
+        total, nonfinite = _train_in_blocks(
+            training, training.dense_net, weights, seed, examples, clip_norm
+        )
+    total += _sum_of_shares(training, seed, examples.user_ids)
+    return OrderedDict(sum=total, reports=tf.size(examples.user_ids), nonfinite=nonfinite)
+
+
+def _train_one_by_one(
+    training: ShardTraining,
+    weights: tf.Tensor,
+    seed: tf.Tensor,
+    examples: ShardExamples,
+    clip_norm: tf.Tensor,
+) -> tuple[tf.Tensor, tf.Tensor]:
+    """Sum of the clipped updates, float32 [d], and how many were not finite."""
+    computation, plan = training.computation, training.plan
     size = computation.layout.size
-    clip_norm = tf.constant(plan.privacy.clip_norm, tf.float32)
 
     def one_user(
         index: tf.Tensor, total: tf.Tensor, nonfinite: tf.Tensor
     ) -> tuple[tf.Tensor, tf.Tensor, tf.Tensor]:
         with tf.control_dependencies([computation.set_weights(weights)]):
             start = tf.identity(weights)
-        examples = {
-            tensor.name: shard[tensor.name][index] for tensor in computation.interface.tensors
-        }
-        user_seed = derive_seed(seed, shard["user_id"][index])
-        private = _private_steps(computation, user_seed, plan)
+        user_seed = derive_seed(seed, examples.user_ids[index])
+        private = _private_steps(computation, user_seed, plan, clip_norm)
         train_locally(
             computation,
-            examples,
-            shard["count"][index],
+            examples.of_user(index, multiple=plan.local_training.batch_size),
+            examples.counts[index],
             settings=plan.local_training,
             random=_uniforms(computation, user_seed, plan),
             private=private,
         )
-        if private is None:
-            share = seeded_gaussian_noise(user_seed, size=size, stddev=_share_stddev(plan))
-            report = computation.privatize_update(start, clip_norm, share)
-        else:
-            report = finite_or_zero(computation.update(start))
+        update = computation.update(start)
+        squared = squared_norm(update)
+        finite = squared < update.dtype.max
+        factor = clip_factor(squared, clip_norm) if private is None else tf.constant(1.0)
+        # A branch, not a select: it costs the finite ones nothing.
+        total = tf.cond(finite, lambda: total + update * factor, lambda: total)
         # Not logical_not: Grappler turns !(a < b) into a >= b, false for NaN.
-        broken = 1 - tf.cast(is_finite_update(computation.update(start)), tf.int32)
-        return index + 1, total + report, nonfinite + broken
+        return index + 1, total, nonfinite + 1 - tf.cast(finite, tf.int32)
 
-    reports = tf.shape(shard["user_id"])[0]
+    users = tf.size(examples.user_ids)
     _, total, nonfinite = tf.while_loop(
-        lambda index, *_: index < reports,
+        lambda index, *_: index < users,
         one_user,
         (tf.constant(0), tf.zeros([size]), tf.constant(0)),
         parallel_iterations=1,  # the users share the computation's variables
     )
-    return OrderedDict(sum=total, reports=reports, nonfinite=nonfinite)
+    return total, nonfinite
+
+
+def _train_in_blocks(
+    training: ShardTraining,
+    net: DenseNet,
+    weights: tf.Tensor,
+    seed: tf.Tensor,
+    examples: ShardExamples,
+    clip_norm: tf.Tensor,
+) -> tuple[tf.Tensor, tf.Tensor]:
+    """As `_train_one_by_one`, for a dense network."""
+    computation, plan = training.computation, training.plan
+    batch_size = plan.local_training.batch_size
+    block = users_of_a_block(net, examples=plan.clients.examples_per_client, users=training.users)
+    start = computation.split(weights)
+    # Users of about as many examples together: little is padded.
+    order = tf.argsort(examples.counts, direction="DESCENDING")
+    users = tf.size(order)
+
+    def one_block(
+        first: tf.Tensor, total: tf.Tensor, nonfinite: tf.Tensor
+    ) -> tuple[tf.Tensor, tf.Tensor, tf.Tensor]:
+        places = first + tf.range(block)
+        chosen = tf.gather(order, tf.minimum(places, users - 1))
+        # The last block is filled up with users without examples.
+        counts = tf.where(places < users, tf.gather(examples.counts, chosen), 0)
+        seeds = _seeds(seed, tf.gather(examples.user_ids, chosen)) if net.draws else None
+        updates = train_users(
+            net,
+            start,
+            examples.of_users(chosen, counts, multiple=batch_size),
+            counts,
+            settings=plan.local_training,
+            random=None if seeds is None else _uniforms_of_users(computation, seeds, plan),
+        )
+        sums, broken = updates.clipped_sum(clip_norm, counts)
+        flat = tf.concat([tf.reshape(piece, [-1]) for piece in sums], axis=0)
+        return first + block, total + flat, nonfinite + tf.reduce_sum(tf.cast(broken, tf.int32))
+
+    _, total, nonfinite = tf.while_loop(
+        lambda first, *_: first < users,
+        one_block,
+        (tf.constant(0), tf.zeros([computation.layout.size]), tf.constant(0)),
+        parallel_iterations=1,  # memory: one block at a time
+    )
+    return total, nonfinite
+
+
+def _seeds(seed: tf.Tensor, user_ids: tf.Tensor) -> tf.Tensor:
+    """The seeds of several users, int64 [K, 2]."""
+    of_user = tf.TensorSpec([2], tf.int64)
+    return tf.map_fn(lambda user: derive_seed(seed, user), user_ids, fn_output_signature=of_user)
+
+
+def _uniforms_of_users(
+    computation: ClientComputation, user_seeds: tf.Tensor, plan: Plan
+) -> StepValues:
+    """What the random layers of K users take at their steps, float32 [K, batch_size, r]."""
+    values = tf.TensorSpec([plan.local_training.batch_size, computation.interface.random_values])
+
+    def of_user(user: tuple[tf.Tensor, tf.Tensor]) -> tf.Tensor:
+        user_seed, step = user
+        uniforms = _uniforms(computation, user_seed, plan)
+        return None if uniforms is None else uniforms(step)
+
+    return lambda steps: tf.map_fn(of_user, (user_seeds, steps), fn_output_signature=values)
+
+
+def _sum_of_shares(
+    training: ShardTraining, seed: tf.Tensor, user_ids: tf.Tensor
+) -> tf.Tensor | float:
+    """The users' shares of the noise, each of its own seed; 0 where there are none."""
+    size, stddev = training.computation.layout.size, _share_stddev(training.plan)
+    if training.plan.privacy.unit == "example" or stddev == 0:
+        return 0.0
+
+    def add(index: tf.Tensor, total: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
+        share = seeded_gaussian_noise(derive_seed(seed, user_ids[index]), size=size, stddev=stddev)
+        return index + 1, total + share
+
+    users = tf.size(user_ids)
+    loop = (tf.constant(0), tf.zeros([size]))
+    return tf.while_loop(lambda index, _: index < users, add, loop, parallel_iterations=1)[1]

@@ -20,6 +20,7 @@ from models.registry import build_model
 from models.validate import validate_model
 from tf_dpfl.client_work.interface import interface_of
 from tf_dpfl.data.federated import FederatedData, load_federated_data
+from tf_dpfl.data.sharing import shared_on_this_machine
 from tf_dpfl.privacy.calibration import calibrate_plan
 from tf_dpfl.privacy.card import PrivacyCard
 from tf_dpfl.protocol.checks import finite_or_none
@@ -91,7 +92,12 @@ def simulate(
     emit = on_event or (lambda event: None)
     with open_run(Path(out), plan, seed=seed) as folder:
         model = _initial_model(folder, plan, data, model)
-        with tff_runtime(workers=workers) as runtime:
+        data = data.fitted(interface_of(model, plan.local_training))
+        with contextlib.ExitStack() as stack:
+            if not workers:  # remote ones see no memory of this machine
+                data = stack.enter_context(shared_on_this_machine(data))
+            inherited = data.files.descriptors if data.files else ()
+            runtime = stack.enter_context(tff_runtime(workers=workers, inherited=inherited))
             for notice in runtime.notices():
                 emit(notice)
             return _run_rounds(plan, folder, model, data, runtime, emit)
@@ -123,12 +129,11 @@ def _run_rounds(
 ) -> SimulationResult:
     began = time.monotonic()
     noise_seed = np.frombuffer(derive_bytes(folder.seed, "noise")[:16], np.int64)
-    process = build_learning_process(plan, model, noise_seed=noise_seed)
+    process = build_learning_process(plan, model, data, noise_seed=noise_seed)
     state = process.initialize()
     done, state = load_newest_checkpoint(folder.checkpoints, state) or (0, state)
     ledger = RunLedger(folder, plan, rounds_done=done)
     folder.keep_metrics_until(done)
-    data = data.fitted(interface_of(model, plan.local_training))
     evaluator = Evaluator(model, data, plan.local_training) if data.test_examples else None
     rounds = plan.server.rounds
     run = _Run(plan, folder, model, data, runtime, emit, process, ledger, evaluator)

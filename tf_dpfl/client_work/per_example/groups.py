@@ -13,9 +13,8 @@ import tensorflow as tf
 from tf_dpfl.client_work.per_example.clipping import Selection
 from tf_dpfl.client_work.per_example.positions import Positions
 from tf_dpfl.client_work.per_example.uses import Lookups, Products
-from tf_dpfl.client_work.update import sum_of_squares
+from tf_dpfl.client_work.update import rounding_of_products, sum_of_squares
 
-_EPSILON = 2.0**-24  # of one rounding in float32
 _SMALLEST = float(np.finfo(np.float32).tiny)  # what is below may be flushed to zero
 
 # Reading and writing an entry of a gradient costs about as much as so many
@@ -217,4 +216,4 @@ def _rounding(factors: Sequence[tuple[tf.Tensor, tf.Tensor]], terms: int) -> tf.
       terms: errors of so many roundings add up like a random walk.
     """
     largest = tf.add_n([tf.reduce_sum(rows * columns, axis=1) for rows, columns in factors])
-    return tf.square(largest) * (_EPSILON * math.sqrt(terms))
+    return rounding_of_products(largest, terms)
