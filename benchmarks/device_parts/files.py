@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import json
 import sys
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +17,7 @@ import tensorflow as tf
 from keras_models import CLASSES, MODELS, VOCABULARY
 
 from tf_dpfl.client_work.computation import ClientComputation, layout_of
-from tf_dpfl.export.client import build_client_tflite, infer_signature
+from tf_dpfl.export.client import build_client_tflite, dp_method_of, infer_signature
 from tf_dpfl.export.convert import convert
 from tf_dpfl.export.gradients import op_gradients
 from tf_dpfl.protocol import signatures
@@ -26,7 +25,7 @@ from tf_dpfl.protocol.plan import Plan, plan_from_dict
 
 
 def _plan(batch: int) -> Plan:
-    plan = plan_from_dict(
+    return plan_from_dict(
         {
             "version": 1,
             "task": {"model": "mlp"},
@@ -40,14 +39,14 @@ def _plan(batch: int) -> Plan:
             "local_training": {"epochs": 1, "batch_size": batch, "learning_rate": 0.1},
             "privacy": {
                 "clip_norm": 1.0,
-                "delta": 1e-3,
+                "delta": 1e-4,
                 "smallest_cohort": 5,
                 "noise_multiplier": 1.0,
+                "unit": "example",
             },
             "server": {"rounds": 1},
         }
     )
-    return replace(plan, privacy=replace(plan.privacy, unit="example"))
 
 
 def write(out: Path, name: str, batch: int) -> None:
@@ -73,7 +72,7 @@ def write(out: Path, name: str, batch: int) -> None:
         "client_bytes": len(client),
         "inference_bytes": len(inference),
         "weights_bytes": weights.nbytes,
-        "dp_method": computation.choose_dp_method().name,
+        "dp_method": dp_method_of(model, plan).name,
     }
     (out / "facts.json").write_text(json.dumps(facts))
 

@@ -8,10 +8,13 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pytest
 import tensorflow as tf
 
 from models.registry import build_model
+from tf_dpfl.export.runners import Runner, interpreter_runner
 from tf_dpfl.privacy.mechanism import GaussianRounds
+from tf_dpfl.protocol.interpreter import CHOICE_VARIABLE, PACKAGES
 from tf_dpfl.protocol.plan import Plan, plan_from_dict
 from tf_dpfl.protocol.plan_files import plan_to_toml
 
@@ -57,6 +60,16 @@ def plan_of(
             "server": {"rounds": rounds},
         }
     )
+
+
+def on_each_interpreter(content: bytes) -> list[Runner]:
+    """`content` in the interpreter of every package that carries one."""
+    devices = []
+    with pytest.MonkeyPatch.context() as patch:
+        for package in PACKAGES:
+            patch.setenv(CHOICE_VARIABLE, package)
+            devices.append(interpreter_runner(content))
+    return devices
 
 
 def _stack(shape: tuple[int, ...], *parts: Any) -> tf.keras.Model:

@@ -10,7 +10,6 @@ import numpy as np
 import pytest
 import tensorflow as tf
 from export_bench import IMAGE, PRIOR, activation, build, layers, plan_of, write_run
-from layer_models import LAYERS
 
 from tf_dpfl.client_work.computation import layout_of
 from tf_dpfl.export import task
@@ -98,9 +97,15 @@ def example_level(**local_training: Any) -> Any:
     return plan_of(unit="example", delta=1e-4, local_training=local_training)
 
 
+def binned() -> tf.keras.Model:
+    """Numbers put into bins, by an op that no per-example rule is known for."""
+    bins = [layers.Discretization([0.0, 1.0]), layers.Embedding(3, 2)]
+    return tf.keras.Sequential([layers.InputLayer((5,)), *bins, layers.Flatten(), layers.Dense(3)])
+
+
 @pytest.mark.parametrize(
     ("make", "expected"),
-    [(lambda: build("linear"), "one_pass"), (LAYERS["softmax layer"], "loop")],
+    [(lambda: build("linear"), "one_pass"), (binned, "loop")],
     ids=["one_pass", "loop"],
 )
 def test_an_example_level_task_says_how_it_clips_and_claims_what_an_example_gets(
@@ -109,7 +114,7 @@ def test_an_example_level_task_says_how_it_clips_and_claims_what_an_example_gets
     plan = example_level(epochs=2)
     manifest = export_client(plan, tmp_path / "task", signing_key=tmp_path / "k.pem", model=make())
     assert manifest.dp_method is not None and manifest.dp_method.name == expected
-    assert ("softmax" in manifest.dp_method.reason) == (expected == "loop")
+    assert ("Bucketize" in manifest.dp_method.reason) == (expected == "loop")
     raw = (tmp_path / "task" / MANIFEST_FILE).read_bytes()
     assert json.loads(raw)["dp_method"]["name"] == expected
     spent = ExampleGaussianEpochs(1.5, "poisson", 0.2, 3, 2)

@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 import pytest
 import tensorflow as tf
-from export_bench import plan_of
+from export_bench import on_each_interpreter, plan_of
 from keras_oracle import flat, median_norm, private_steps, set_flat, sgd_steps
 from layer_models import ACTIVATIONS, CLASSES, FAST, LAYERS, L
 
@@ -28,7 +28,7 @@ def check_twenty_steps(model: tf.keras.Model) -> None:
     plan = plan_of(batch_size=BATCH, unit="example", delta=1e-4)
     content = build_client_tflite(model, plan)
     assert all(op.is_builtin for op in operators_of(content))
-    device = interpreter_runner(content)
+    devices = on_each_interpreter(content)
     initial = flat(model.trainable_variables).astype(np.float32)
     examples = RandomExamples(model, plan.local_training)
     rng = np.random.default_rng(11)
@@ -36,14 +36,9 @@ def check_twenty_steps(model: tf.keras.Model) -> None:
     fixed = [v.numpy() for v in model.non_trainable_variables]
 
     inputs = examples.inputs(rng, 3)
-    device.set_weights(initial)
     arrays = list(inputs.values())
     expected = model(arrays[0] if len(arrays) == 1 else arrays, training=False).numpy()
-    np.testing.assert_allclose(device.infer(inputs), expected, rtol=1e-4, atol=2e-6)
-
-    for batch in batches:
-        device.train(batch, np.ones(BATCH, np.float32), RATE)
-    assert_equal_steps(device.get_weights(), sgd_steps(model, batches, rate=RATE), initial)
+    plain = sgd_steps(model, batches, rate=RATE)
 
     set_flat(model, initial)
     clip_norm = median_norm(model, batches[0])
@@ -51,11 +46,18 @@ def check_twenty_steps(model: tf.keras.Model) -> None:
     weights = [(np.arange(BATCH) < count).astype(np.float32) for count in real]
     spread = 0.1 * clip_norm / np.sqrt(initial.size)
     noises = [(spread * rng.normal(size=initial.shape)).astype(np.float32) for _ in batches]
-    device.set_weights(initial)
-    for batch, weight, noise in zip(batches, weights, noises):
-        device.train_dp(batch, weight, RATE, clip_norm, noise)
-    theirs = private_steps(model, batches, weights, noises, rate=RATE, clip_norm=clip_norm)
-    assert_equal_steps(device.get_weights(), theirs, initial)
+    private = private_steps(model, batches, weights, noises, rate=RATE, clip_norm=clip_norm)
+
+    for device in devices:
+        device.set_weights(initial)
+        np.testing.assert_allclose(device.infer(inputs), expected, rtol=1e-4, atol=2e-6)
+        for batch in batches:
+            device.train(batch, np.ones(BATCH, np.float32), RATE)
+        assert_equal_steps(device.get_weights(), plain, initial)
+        device.set_weights(initial)
+        for batch, weight, noise in zip(batches, weights, noises):
+            device.train_dp(batch, weight, RATE, clip_norm, noise)
+        assert_equal_steps(device.get_weights(), private, initial)
     for before, after in zip(fixed, model.non_trainable_variables):
         np.testing.assert_array_equal(before, after.numpy())
 

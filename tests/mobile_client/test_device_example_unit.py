@@ -22,6 +22,8 @@ from tf_dpfl.protocol.errors import BudgetError, TaskError
 from tf_dpfl.protocol.examples import Examples, read_arrays
 from tf_dpfl.protocol.gaussian import gaussian_epsilon
 
+pytestmark = pytest.mark.usefixtures("each_interpreter")
+
 STEPS = 2 * 3  # epochs times batches of 20 examples
 BATCH = 8
 

@@ -17,6 +17,7 @@ from device_server import TestServer
 from device_task import SignedTask, flags, save_examples, sign_task
 
 from tf_dpfl.protocol.files import sha256_hex
+from tf_dpfl.protocol.interpreter import CHOICE_VARIABLE, PACKAGES
 
 ROOT = Path(__file__).parents[2]
 # The environment made from requirements-device.lock alone, where there is one.
@@ -54,9 +55,14 @@ sys.exit(status)
 """
 
 
-@pytest.mark.parametrize("python", sorted({PYTHON, sys.executable}))
+# httpx imports 7 MB of optional packages where it finds them, as in the full environment.
+@pytest.mark.parametrize(
+    ("python", "interpreter"),
+    [(PYTHON, "ai-edge-litert"), (sys.executable, "tflite-runtime")],
+    ids=["LiteRT in the device's environment", "tflite-runtime in the full one"],
+)
 def test_a_device_with_the_cnn_holds_no_tensorflow_and_stays_below_80_mb(
-    tmp_path: Path, client_files: Path, python: str
+    tmp_path: Path, client_files: Path, python: str, interpreter: str
 ) -> None:
     task = sign_task(client_files, "cnn")
     data = save_examples(tmp_path / "own.npz", "cnn")
@@ -71,7 +77,7 @@ def test_a_device_with_the_cnn_holds_no_tensorflow_and_stays_below_80_mb(
         )
         done = subprocess.run(
             [python, "-c", REPORT, "run", "--json", *options],
-            env=ENVIRONMENT,
+            env={**ENVIRONMENT, CHOICE_VARIABLE: interpreter},
             cwd=ROOT,
             capture_output=True,
             text=True,
@@ -85,6 +91,8 @@ def test_a_device_with_the_cnn_holds_no_tensorflow_and_stays_below_80_mb(
     loaded = {name.split(".")[0] for name in process["modules"]}
     assert loaded & HEAVY == set()
     assert {"mobile_client", "tf_dpfl", "numpy", "httpx"} <= loaded
+    runtimes = {name.replace("-", "_") for name in PACKAGES}
+    assert loaded & runtimes == {interpreter.replace("-", "_")}
     assert "server" not in loaded
     assert process["peak_kb"] * 1024 < MOST_RSS_BYTES
 
@@ -100,7 +108,14 @@ def test_help_is_light() -> None:
     )
     assert "--max-local-epsilon" in done.stdout
     modules = done.stdout.splitlines()[-1]
-    for name in ("numpy", "httpx", "tflite_runtime", "cryptography", "tensorflow"):
+    for name in (
+        "numpy",
+        "httpx",
+        "ai_edge_litert",
+        "tflite_runtime",
+        "cryptography",
+        "tensorflow",
+    ):
         assert f"'{name}'" not in modules
 
 

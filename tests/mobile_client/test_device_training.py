@@ -24,6 +24,8 @@ from tf_dpfl.protocol.errors import TaskError
 from tf_dpfl.protocol.examples import Examples, read_arrays
 from tf_dpfl.protocol.noise import noise_stddev_of_share
 
+pytestmark = pytest.mark.usefixtures("each_interpreter")
+
 # Six standard errors: one false alarm in 10^9 runs.
 SIGMAS = 6.0
 

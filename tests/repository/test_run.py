@@ -155,5 +155,5 @@ def test_locks_name_no_host_and_every_package_is_hashed(name):
 
 def test_device_lock_holds_no_tensorflow():
     packages = re.findall(r"^([\w-]+)==", (ROOT / LOCKS[1]).read_text(), flags=re.MULTILINE)
-    assert {"numpy", "cryptography", "httpx", "tflite-runtime"} <= set(packages)
+    assert {"numpy", "cryptography", "httpx", "ai-edge-litert"} <= set(packages)
     assert not {"tensorflow", "keras", "dp-accounting", "scipy"} & set(packages)

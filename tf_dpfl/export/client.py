@@ -77,7 +77,9 @@ def _all_faults(
         except UnsupportedOpError as error:
             faults = [f"{layer_of_op(model, error.op_name)}: {error}"]
     train = functools.partial(_train, computation, plan.local_training.batch_size)
-    raise ExportError(list(dict.fromkeys([*faults, *faults_of_rules(model, train)])))
+    named = {fault.partition(": ")[0] for fault in faults}
+    refused = [f for f in faults_of_rules(model, train) if f.partition(": ")[0] not in named]
+    raise ExportError(faults + refused)
 
 
 def _signatures(computation: ClientComputation, plan: Plan) -> dict[str, Any]:
