@@ -147,8 +147,9 @@ def test_a_run_survives_the_end_of_all_workers_and_of_itself(plan_file, tmp_path
         assert process.wait(120) == 2
         process.stdout.close()
         errors.seek(0)
-        (line,) = errors.read().splitlines()
-    assert "no worker is left" in line and all(name in line for name in names)
+        said = errors.read()
+    assert said.count("\n") == 1, said
+    assert "no worker is left" in said and all(name in said for name in names)
     assert any(e == {"event": "worker lost", "worker": names[0]} for e in events)
     with dpfl_worker(logs[1], port=second_port):
         done = subprocess.run(command, capture_output=True, text=True, timeout=240)

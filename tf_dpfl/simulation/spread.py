@@ -14,7 +14,7 @@ import queue
 import threading
 import time
 from collections.abc import Sequence
-from concurrent.futures import Future
+from concurrent.futures import Future, wait
 from typing import Any
 
 import tensorflow_federated as tff
@@ -75,6 +75,7 @@ class SpreadContext(tff.framework.SyncContext):
             arg, form.up_to_merge.type_signature.parameter, len(self._parts)
         ).value()
         futures = [part.start(form.up_to_merge, piece) for part, piece in zip(self._parts, pieces)]
+        wait(futures)  # all: no part is left running, or failing, on its own
         total, *others = [future.result() for future in futures]
         home = self._parts[0]
         for other in others:
