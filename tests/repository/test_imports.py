@@ -21,14 +21,14 @@ ALLOWED = {
         "tf_dpfl.protocol.errors", "tf_dpfl.protocol.imports", "tensorflow", "keras", "numpy",
     },
     "tf_dpfl/data": {"tf_dpfl.protocol", "numpy", "tensorflow", "sklearn"},
-    "tf_dpfl/client_work": {"tf_dpfl.protocol", "tensorflow", "numpy"},
+    "tf_dpfl/client_work": {"tf_dpfl.protocol", "tensorflow", "keras", "numpy"},
     "tf_dpfl/simulation": {
         "tf_dpfl.protocol", "tf_dpfl.privacy", "tf_dpfl.data", "tf_dpfl.client_work", "models",
         "tensorflow", "tensorflow_federated", "grpc", "numpy", "matplotlib",
     },
     "tf_dpfl/export": {
         "tf_dpfl.protocol", "tf_dpfl.privacy", "tf_dpfl.client_work", "models", "tensorflow",
-        "numpy", "cryptography",
+        "flatbuffers", "numpy", "cryptography",
     },
     "tf_dpfl/cli": {"tf_dpfl", "models", "rich", "numpy", "cryptography"},
     "mobile_client": {"tf_dpfl.protocol", "numpy", "httpx", "cryptography"},
