@@ -1,5 +1,7 @@
 """The report made in TensorFlow: clipping, non-finite updates, noise."""
 
+import math
+
 import numpy as np
 import pytest
 import tensorflow as tf
@@ -67,3 +69,18 @@ def test_report_is_clipped_update_plus_exactly_the_given_noise():
         tf.constant(update), clip_norm=tf.constant(1.0), noise=tf.constant(noise)
     ).numpy()
     np.testing.assert_allclose(report, [10.6, -19.2], rtol=2e-5)
+
+
+@pytest.mark.parametrize("size", [0, 1, 63, 1000, 10**6 + 1, 10**7])
+def test_a_simulated_users_norm_is_right_to_a_tenth_of_the_clipping_margin(size):
+    values = np.random.default_rng(0).normal(size=size).astype(np.float32)
+    true = float(np.sum(values.astype(np.float64) ** 2))
+    norm = math.sqrt(float(client_update.squared_norm(tf.constant(values))))
+    assert norm == pytest.approx(math.sqrt(true), rel=CLIP_MARGIN / 10)
+
+
+@pytest.mark.parametrize("bad", [np.nan, np.inf, 3e38])
+def test_a_simulated_users_norm_is_not_finite_where_its_update_is_not(bad):
+    values = np.zeros(1000, np.float32)
+    values[500] = bad
+    assert not float(client_update.squared_norm(tf.constant(values))) < np.finfo(np.float32).max

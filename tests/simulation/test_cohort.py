@@ -27,6 +27,19 @@ def test_poisson_sizes_vary_as_a_binomial():
     assert sizes.var() == pytest.approx(50 * 0.2 * 0.8, rel=0.2)
 
 
+def test_poisson_invites_two_users_together_as_often_as_two_coins_fall_so():
+    cohorts = draws("poisson", 50, 10, 2000)
+    together = np.mean([{3, 41} <= set(cohort.tolist()) for cohort in cohorts])
+    # Five standard deviations of a frequency of 2,000 pairs of coins.
+    assert abs(together - 0.04) < 5 * np.sqrt(0.04 * 0.96 / 2000)
+
+
+def test_a_cohort_of_a_large_population_takes_the_cohorts_memory():
+    clients = Clients(10**9, 100, 1, "poisson")  # coins alone would take eight gigabytes
+    cohort = draw_cohort(clients, run_seed=b"s", round_number=1)
+    assert 30 < len(cohort) < 200 and cohort.max() > 10**8
+
+
 def test_fixed_draws_exactly_the_cohort_without_repeats():
     for cohort in draws("fixed", 50, 10, 100):
         assert len(cohort) == len(set(cohort)) == 10

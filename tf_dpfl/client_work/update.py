@@ -56,14 +56,6 @@ def squared_norm(update: tf.Tensor) -> tf.Tensor:
     return 2.0 * tf.nn.l2_loss(update)
 
 
-def is_finite_update(update: tf.Tensor) -> tf.Tensor:
-    """Whether the squared norm of `update` is finite: bool [].
-
-    A comparison, because TFLite has no builtin for is_finite; NaN compares false.
-    """
-    return sum_of_squares(update) < update.dtype.max
-
-
 def clip_factor(squared_norm: tf.Tensor, clip_norm: tf.Tensor) -> tf.Tensor:
     """What scales an update of that squared norm to `clip_norm`, at most 1."""
     bound = clip_norm * (1.0 - CLIP_MARGIN)

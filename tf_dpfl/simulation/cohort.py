@@ -19,15 +19,17 @@ def draw_cohort(clients: Clients, *, run_seed: bytes, round_number: int) -> NDAr
     "poisson": each user of the population by an independent coin with
     probability clients_per_round / population, so the size varies and may be 0.
     "fixed": exactly clients_per_round users, uniformly without replacement.
-    Accounting uses the same word and the same probability.
+    Accounting uses the same word and the same probability. Memory is the cohort's,
+    not the population's: the number of coins that fall so is binomial, and given
+    their number every set of users is as likely.
     """
     random = np.random.default_rng(
         int.from_bytes(derive_bytes(run_seed, f"cohort {round_number}"), "little")
     )
+    count = clients.clients_per_round
     if clients.sampling == "poisson":
-        coins = random.random(clients.population) < clients.sampling_probability
-        return np.flatnonzero(coins).astype(np.int64)
-    drawn = random.choice(clients.population, clients.clients_per_round, replace=False)
+        count = random.binomial(clients.population, clients.sampling_probability)
+    drawn = random.choice(clients.population, count, replace=False, shuffle=False)
     return np.sort(drawn).astype(np.int64)
 
 
