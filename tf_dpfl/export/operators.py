@@ -38,7 +38,7 @@ def operators_of(content: bytes) -> list[Operator]:
             is_builtin = number != schema.BuiltinOperator.CUSTOM
             name = _BUILTIN_NAMES[number] if is_builtin else code.customCode.decode()
             has_output = op.outputs is not None and len(op.outputs) > 0
-            # A tuned file has names at its signatures alone.
+            # A tuned file has names at its signatures and at custom ops alone.
             output = (graph.tensors[op.outputs[0]].name or b"") if has_output else b""
             found.append(Operator(name, is_builtin, output.decode()))
     return found

@@ -97,9 +97,25 @@ def _settled(options: Any) -> Any:
 
 def drop_unused(file: Any) -> None:
     """Takes out tensors that no op uses and names that nobody needs; equal buffers stay once."""
+    custom = {index for index, code in enumerate(file.operatorCodes) if code.customCode}
     for index, graph in enumerate(file.subgraphs):
+        _drop_names(graph, custom)
         _drop_tensors(graph, [d for d in file.signatureDefs or [] if d.subgraphIndex == index])
     _drop_buffers(file)
+
+
+def _drop_names(graph: Any, custom: set[int]) -> None:
+    """Of what is inside: a quarter of the file of a recurrent model.
+
+    Those of ops that are no builtins stay, because errors find the layer by them.
+    """
+    named = {*graph.inputs, *graph.outputs}
+    for op in graph.operators:
+        if op.opcodeIndex in custom:
+            named |= set(op.outputs)
+    for index, tensor in enumerate(graph.tensors):
+        if index not in named:
+            tensor.name = None
 
 
 def _drop_tensors(graph: Any, signatures: list[Any]) -> None:
@@ -112,10 +128,6 @@ def _drop_tensors(graph: Any, signatures: list[Any]) -> None:
     def moved(tensors: Any) -> Any:
         return np.array([place[int(tensor)] for tensor in tensors], np.int32)
 
-    named = {*graph.inputs, *graph.outputs}
-    for tensor in set(kept) - named:
-        # Names of what is inside are a quarter of the file of a recurrent model.
-        graph.tensors[tensor].name = None
     graph.tensors = [graph.tensors[tensor] for tensor in kept]
     graph.inputs, graph.outputs = moved(graph.inputs), moved(graph.outputs)
     for op in graph.operators:
