@@ -210,7 +210,7 @@ class Coordinator:
         life = asyncio.create_task(self._live())
         try:
             await asyncio.wait({stopped, life}, return_when=asyncio.FIRST_COMPLETED)
-            if life.done():
+            if life.done() or self.ended is not None:  # an end is told, however soon it is known
                 await life
                 await stopped
         finally:

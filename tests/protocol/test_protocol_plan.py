@@ -249,7 +249,7 @@ def test_noise_free_plans_are_legal_and_say_so_in_their_number():
         ({"data": {"source": "folder", "partition": "natural"}}, "data.path is missing"),
         ({"data": {"source": "folder", "path": "a"}}, 'must be "natural"'),
         ({"data": {"partition": "natural"}}, 'needs source "folder", "csv" or "store"'),
-        ({"data": {"test_path": "a"}}, 'for source "folder" and "csv"'),
+        ({"data": {"test_path": "a"}}, 'need source "folder", "csv" or "store"'),
     ],
 )
 def test_contradictions_are_refused(sections, part):
