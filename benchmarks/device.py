@@ -86,11 +86,12 @@ def main() -> int:
             files.append({"system": "client.tflite", "workload": folder.name, **facts})
             rounds = {system.label: system.rounds for system in systems}
             met += targets(folder.name, rounds, facts, runtimes=args.runtime)
+            # After each: a run of hours that is ended keeps what it has.
+            write_json([*rows, *files, *met], args.json)
             print(f"bench: {workload} measured", file=sys.stderr, flush=True)
     for table in (rows, files, met):
         show(table)
         print()
-    write_json([*rows, *files, *met], args.json)
     return 0
 
 
