@@ -2,20 +2,17 @@
 
 from __future__ import annotations
 
-import json
 import statistics
-import subprocess
-import time
 from pathlib import Path
 from typing import Any
 
-from device_parts.environments import variables
+from device_parts.worker_process import WorkerProcess
 
 WORKER = Path(__file__).resolve().parent / "worker.py"
 
 
-class System:
-    """A worker process, spoken to in JSON lines; see `worker.py`.
+class System(WorkerProcess):
+    """A worker process; see `worker.py`.
 
     `cpu`: CPU seconds of a round, one figure a turn; `seconds`: wall time of rounds.
     """
@@ -25,47 +22,14 @@ class System:
         self.name, self.users, self.workload = name, users, folder.name
         self.seconds: list[float] = []
         self.cpu: list[float] = []
-        self.start_s = self.peak_mb = float("nan")
-        self._log = folder / f"{self.label}.log"
-        with open(self._log, "w") as log:
-            self._process = subprocess.Popen(
-                [python, WORKER, name, folder, cores, repr(time.monotonic())],
-                stdin=subprocess.PIPE,
-                stdout=subprocess.PIPE,
-                stderr=log,
-                env=variables(),
-                text=True,
-            )
-        self.fails = self._answer().get("fails", "")
-
-    def _answer(self) -> dict[str, Any]:
-        line = self._process.stdout.readline()
-        if not line:
-            return {"fails": self._log.read_text()[-300:] or "the process ended"}
-        answer = json.loads(line)
-        self.start_s = answer.get("start_s", self.start_s)
-        self.peak_mb = answer.get("peak_mb", self.peak_mb)
-        return answer
+        super().__init__(python, WORKER, name, folder, cores, log=folder / f"{self.label}.log")
 
     def run(self, seconds: float) -> None:
         """One turn of rounds."""
-        self._process.stdin.write(f"{seconds}\n")
-        self._process.stdin.flush()
-        answer = self._answer()
-        if "fails" in answer:
-            self.fails = answer["fails"]
-        else:
+        answer = self.turn(seconds)
+        if answer:
             self.seconds += answer["seconds"]
             self.cpu.append(answer["cpu"])
-
-    def end(self) -> None:
-        """Ends the process, which ends what it started."""
-        self._process.stdin.close()
-        try:
-            self._process.wait(30)
-        except subprocess.TimeoutExpired:
-            self._process.kill()
-            self._process.wait()
 
     def row(self) -> dict[str, Any]:
         """What was measured."""

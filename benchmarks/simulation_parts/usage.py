@@ -36,27 +36,24 @@ def cpu_seconds() -> float:
 
 def peak_mb() -> float:
     """Sum of the most memory that each process now alive has held, in MB."""
-    total = 0.0
-    for process in family():
-        try:
-            status = Path(f"/proc/{process}/status").read_text()
-        except OSError:
-            continue
-        if "VmHWM:" in status:
-            total += int(status.split("VmHWM:")[1].split()[0]) / 1000
-    return total
+    return _sum_mb("VmHWM:")
 
 
 def resident_mb() -> float:
     """Memory of all of them now that is no file's: what they hold for themselves, in MB."""
+    return _sum_mb("RssAnon:")
+
+
+def _sum_mb(line: str) -> float:
+    """The kB of `line` in every process' /proc/PID/status, added up, in MB."""
     total = 0.0
     for process in family():
         try:
             status = Path(f"/proc/{process}/status").read_text()
         except OSError:
             continue
-        if "RssAnon:" in status:
-            total += int(status.split("RssAnon:")[1].split()[0]) / 1000
+        if line in status:
+            total += int(status.split(line)[1].split()[0]) / 1000
     return total
 
 
