@@ -27,6 +27,7 @@ import numpy as np
 
 from mobile_client.ledger import CHARGED, DROPPED, SENT, DeviceLedger
 from mobile_client.limits import Limits
+from mobile_client.reports import make_report
 from mobile_client.state import Binding, StateFolder
 from mobile_client.trainer import TrainerCache
 from mobile_client.transport import Link, Refused, Unreachable
@@ -36,11 +37,6 @@ from tf_dpfl.protocol.examples import read_examples
 from tf_dpfl.protocol.files import sha256_hex
 from tf_dpfl.protocol.gaussian import local_epsilon
 from tf_dpfl.protocol.manifest import CLIENT_FILE, Manifest, verify_manifest
-from tf_dpfl.protocol.noise import (
-    gaussian_noise,
-    noise_stddev_of_share,
-    noise_stddev_of_sum,
-)
 from tf_dpfl.protocol.tensors import Float32, vector_from_bytes, vector_to_bytes
 from tf_dpfl.protocol.wire import Checkin
 
@@ -259,7 +255,7 @@ def _take_part(session: Session, rim: Rim) -> tuple[Session, Progress]:
         if error.status not in _ROUND_IS_OVER:
             raise
         return session, Progress("wait", wait_s=_poll_s(rim, _CHECK_IN_AGAIN_S))
-    report = _train(rim, manifest, weights)
+    report = _train(session, rim, manifest, weights, answer.round_number)
     rim.folder.save_report(answer.round_number, vector_to_bytes(report))
     session = replace(session, outbox=(*session.outbox, answer.round_number))
     return session, Progress("trained", {"round": answer.round_number})
@@ -283,31 +279,26 @@ def _fetch_weights(rim: Rim, manifest: Manifest, answer: Checkin) -> Float32:
     return weights
 
 
-def _train(rim: Rim, manifest: Manifest, weights: Float32) -> Float32:
-    """This device's report of one round, with fresh noise: its share, or one draw a step."""
-    privacy, size = manifest.plan.privacy, manifest.layout.size
-    clip_norm, multiplier = privacy.clip_norm, privacy.calibrated_noise_multiplier
-    examples = _read_data(rim, manifest)
+def _train(
+    session: Session, rim: Rim, manifest: Manifest, weights: Float32, round_number: int
+) -> Float32:
+    """This device's report of one round; where the plan keeps it, saves the optimizer's state."""
     trainer = rim.trainers.trainer(manifest, lambda: _client_file(rim.folder))
-    if privacy.unit == "example":
-        of_step = noise_stddev_of_sum(clip_norm=clip_norm, noise_multiplier=multiplier)
-        return trainer.train_private_steps(
-            weights=weights,
-            examples=examples,
-            draw_noise=lambda: gaussian_noise(size, stddev=of_step, random_bytes=rim.random_bytes),
-            random_bytes=rim.random_bytes,
-        )
-    share = 0.0
-    if privacy.noise == "device":
-        share = noise_stddev_of_share(
-            clip_norm=clip_norm,
-            noise_multiplier=multiplier,
-            smallest_cohort=privacy.smallest_cohort,
-        )
-    noise = gaussian_noise(size, stddev=share, random_bytes=rim.random_bytes)
-    return trainer.train_round(
-        weights=weights, examples=examples, noise=noise, random_bytes=rim.random_bytes
+    states, state = rim.folder.optimizer_states, None
+    kept = manifest.plan.local_training.kept_values(weights=manifest.layout.size)
+    if kept:
+        state = states.newest([report.round_number for report in session.ledger.reports], size=kept)
+    report = make_report(
+        trainer,
+        manifest,
+        weights=weights,
+        examples=_read_data(rim, manifest),
+        optimizer_state=state,
+        random_bytes=rim.random_bytes,
     )
+    if state is not None:
+        states.save(round_number, trainer.optimizer_state(before=state))
+    return report
 
 
 def _charge(session: Session, rim: Rim) -> tuple[Session, Progress]:
@@ -317,6 +308,7 @@ def _charge(session: Session, rim: Rim) -> tuple[Session, Progress]:
     digest = sha256_hex(rim.folder.load_report(number))
     ledger = session.ledger.charge(round_number=number, sha256=digest)
     rim.folder.save_ledger(ledger)
+    rim.folder.optimizer_states.keep_only(number)
     return replace(session, ledger=ledger), Progress("charged", {"round": number})
 
 

@@ -5,6 +5,7 @@
     manifest.json   the verified manifest, as signed
     client.tflite   the verified client file
     ledger.json     every report this device was charged for
+    optimizer_state/  what the local optimizer goes on from, for plans that keep it
     outbox/         round_NNNNNN.bin: the exact bytes of a report not yet settled
     lock            held by the one process that uses the folder
 
@@ -28,6 +29,7 @@ from typing import Any
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
 from mobile_client.ledger import DeviceLedger
+from mobile_client.optimizer_states import DeviceOptimizerStates
 from tf_dpfl.protocol.errors import StateError, TaskError
 from tf_dpfl.protocol.files import sha256_hex, sync_folder, write_atomically
 from tf_dpfl.protocol.manifest import CLIENT_FILE, MANIFEST_FILE, Manifest, parse_manifest
@@ -39,6 +41,7 @@ KEY_FILE = "device.key"
 DEVICE_FILE = "device.json"
 LEDGER_FILE = "ledger.json"
 OUTBOX_FOLDER = "outbox"
+OPTIMIZER_STATE_FOLDER = "optimizer_state"
 LOCK_FILE = "lock"
 
 _PRIVATE = 0o600
@@ -181,6 +184,11 @@ class StateFolder:
         """Removes a settled report's bytes."""
         (self.path / _outbox_name(round_number)).unlink(missing_ok=True)
         sync_folder(self.path / OUTBOX_FOLDER)
+
+    @property
+    def optimizer_states(self) -> DeviceOptimizerStates:
+        """What the local optimizer goes on from, for plans that keep it."""
+        return DeviceOptimizerStates(self.path / OPTIMIZER_STATE_FOLDER)
 
     def _save_binding(self, binding: Binding) -> None:
         self._write_json(

@@ -26,6 +26,7 @@ _NEEDED = {
     "user": (signatures.SET_WEIGHTS, signatures.TRAIN, signatures.PRIVATIZE_UPDATE),
     "example": (signatures.SET_WEIGHTS, signatures.TRAIN_DP, signatures.GET_WEIGHTS),
 }
+_NEEDED_TO_KEEP = (signatures.SET_OPTIMIZER_STATE, signatures.GET_OPTIMIZER_STATE)
 
 
 class Trainer:
@@ -45,7 +46,9 @@ class Trainer:
             present = self._interpreter.get_signature_list()
         except (ValueError, RuntimeError) as error:
             raise TaskError(f"{CLIENT_FILE}: not a usable TFLite file: {error}") from None
-        needed = _NEEDED[manifest.plan.privacy.unit]
+        self._kept_values = manifest.plan.local_training.kept_values(weights=self._size)
+        kept = _NEEDED_TO_KEEP if self._kept_values else ()
+        needed = (*_NEEDED[manifest.plan.privacy.unit], *kept)
         missing = [name for name in needed if name not in present]
         if missing:
             raise TaskError(f"{CLIENT_FILE}: lacks the signatures {', '.join(missing)}")
@@ -58,6 +61,7 @@ class Trainer:
         weights: Float32,
         examples: Examples,
         noise: Float32,
+        optimizer_state: Float32 | None = None,
         random_bytes: Callable[[int], bytes] = os.urandom,
     ) -> Float32:
         """This device's report: clip(trained - `weights`) + `noise`.
@@ -67,6 +71,8 @@ class Trainer:
           examples: inputs and target in stored order, [n, ...] each, as the
             manifest's interface says.
           noise: this device's share, float32 [d], used once.
+          optimizer_state: where the optimizer goes on from, float32 [s], for plans that
+            keep it; afterwards `optimizer_state()` gives the new one.
           random_bytes: what random layers (Dropout) of the model draw from.
 
         Returns:
@@ -78,7 +84,7 @@ class Trainer:
         """
         rate = np.float32(self._plan.local_training.learning_rate)
         try:
-            self._start_from(weights)
+            self._start_from(weights, optimizer_state)
             for batch in self._batches(examples, random_bytes):
                 self._run[signatures.TRAIN](**batch, learning_rate=rate)
             update: Float32 = self._run[signatures.PRIVATIZE_UPDATE](
@@ -98,12 +104,13 @@ class Trainer:
         weights: Float32,
         examples: Examples,
         draw_noise: Callable[[], Float32],
+        optimizer_state: Float32 | None = None,
         random_bytes: Callable[[int], bytes] = os.urandom,
     ) -> Float32:
         """This device's report under a plan with unit "example": trained - `weights`.
 
         Args:
-          weights, examples, random_bytes: as for `train_round`.
+          weights, examples, optimizer_state, random_bytes: as for `train_round`.
           draw_noise: gives fresh noise of the plan's scale for each step, float32 [d].
 
         Returns:
@@ -116,7 +123,7 @@ class Trainer:
         """
         try:
             self._probe_once(weights, examples, random_bytes)
-            self._start_from(weights)
+            self._start_from(weights, optimizer_state)
             for batch in self._batches(examples, random_bytes):
                 self._private_step(batch, noise=draw_noise())
             trained: Float32 = self._run[signatures.GET_WEIGHTS]()["weights"]
@@ -132,12 +139,30 @@ class Trainer:
             )
         return update
 
-    def _start_from(self, weights: Float32) -> None:
+    def optimizer_state(self, *, before: Float32) -> Float32:
+        """What the optimizer goes on from after the training just done, float32 [s].
+
+        `before`, what it went on from, is given back where the new one is not finite.
+        """
+        try:
+            state = np.array(self._run[signatures.GET_OPTIMIZER_STATE]()["state"], np.float32)
+        except (ValueError, RuntimeError, KeyError) as error:
+            raise TaskError(f"{CLIENT_FILE}: training failed: {error!r}") from None
+        if state.shape != before.shape:
+            raise TaskError(
+                f"{CLIENT_FILE}: gives an optimizer state of shape {state.shape}, the plan's has "
+                f"{self._kept_values} values"
+            )
+        return state if np.isfinite(state).all() else before
+
+    def _start_from(self, weights: Float32, optimizer_state: Float32 | None = None) -> None:
         size = int(self._run[signatures.SET_WEIGHTS](weights=weights)["size"])
         if size != self._size:
             raise TaskError(
                 f"{CLIENT_FILE}: has {size} weights, the manifest's layout has {self._size}"
             )
+        if optimizer_state is not None:
+            self._run[signatures.SET_OPTIMIZER_STATE](state=optimizer_state)
 
     def _private_step(
         self,

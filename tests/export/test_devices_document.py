@@ -33,7 +33,8 @@ def of_file() -> Rows:
     model = tf.keras.Sequential(
         [layers.InputLayer((7,)), layers.Dense(5), layers.Dropout(0.5), layers.Dense(CLASSES)]
     )
-    plan = plan_of(batch_size=BATCH, unit="example", delta=1e-5)
+    keeping = {"optimizer": "adam", "optimizer_state": "keep"}
+    plan = plan_of(batch_size=BATCH, unit="example", delta=1e-5, local_training=keeping)
     interpreter = load_interpreter(build_client_tflite(model, plan))
     weights = model.count_params()
     shapes = {
@@ -41,6 +42,7 @@ def of_file() -> Rows:
         (BATCH,): "[B]",
         (BATCH, 5): "[B, r]",
         (weights,): "[d]",
+        (2 * weights + 1,): "[s]",
         (BATCH, 7): "[B, ...]",
         (-1, 7): "[n, ...]",
         (-1, CLASSES): "[n, ...]",

@@ -105,7 +105,8 @@ def test_a_sequence_of_classes_a_softmax_end_and_the_proximal_term_are_verified(
 
 def test_frozen_weights_are_not_sent_and_are_in_the_file() -> None:
     model = LAYERS["frozen"]()
-    interface = interpreter_runner(build_client_tflite(model, plan_of(batch_size=BATCH)))
+    plan = plan_of(batch_size=BATCH)
+    interface = interpreter_runner(build_client_tflite(model, plan), plan)
     trainable = sum(int(np.prod(v.shape)) for v in model.trainable_variables)
     assert interface.get_weights().shape == (trainable,)
     assert trainable < model.count_params()

@@ -35,7 +35,7 @@ def example_plan(**local_training: Any) -> Any:
 @pytest.mark.parametrize("method", ["one_pass", "loop"])
 def test_one_example_moves_the_weights_by_its_clipped_share_alone(method: str) -> None:
     model, plan = LAYERS["conv2d groups"](), example_plan()
-    device = interpreter_runner(build_client_tflite(model, plan, dp_method=method))
+    device = interpreter_runner(build_client_tflite(model, plan, dp_method=method), plan)
     start = flat(model.trainable_variables).astype(np.float32)
     nothing = np.zeros_like(start)
     batch = RandomExamples(model, plan.local_training).batch(np.random.default_rng(1), BATCH)
@@ -57,7 +57,7 @@ def test_no_signature_returns_anything_of_a_single_example() -> None:
     content = build_client_tflite(LAYERS["embedding"](), example_plan())
     interpreter = load_interpreter(content)
     outputs = {name: entry["outputs"] for name, entry in interpreter.get_signature_list().items()}
-    assert set(outputs) == set(signatures.of_unit("example"))
+    assert set(outputs) == set(signatures.of_plan(example_plan()))
     assert outputs[signatures.TRAIN_DP] == ["done"]
     details = interpreter.get_signature_runner(signatures.TRAIN_DP).get_output_details()
     assert details["done"]["shape"].tolist() == []

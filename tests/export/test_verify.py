@@ -165,6 +165,27 @@ def test_an_optimizer_that_is_not_reset_is_caught(monkeypatch: pytest.MonkeyPatc
         verify_client_tflite(content, model, plan)
 
 
+@pytest.mark.parametrize("optimizer", ["momentum", "adam"])
+def test_a_kept_state_that_is_lost_or_half_kept_is_caught(
+    optimizer: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model, plan = (
+        build("linear"),
+        plan_of(local_training={"optimizer": optimizer, "optimizer_state": "keep"}),
+    )
+    checks = verify_client_tflite(build_client_tflite(model, plan), model, plan).checks
+    assert "the optimizer's state kept over rounds" in checks
+    whole = LocalOptimizer.set_state
+    with monkeypatch.context() as patch:
+        patch.setattr(LocalOptimizer, "set_state", lambda self, state: None)
+        lost = build_client_tflite(model, plan)
+        patch.setattr(LocalOptimizer, "set_state", lambda self, state: whole(self, 0.99 * state))
+        changed = build_client_tflite(model, plan)
+    for content in (lost, changed):
+        with pytest.raises(ExportError, match="state kept over rounds"):
+            verify_client_tflite(content, model, plan)
+
+
 def test_a_file_of_another_model_is_caught() -> None:
     plan = plan_of()
     content = build_client_tflite(activation("relu"), plan)

@@ -8,13 +8,23 @@ import numpy as np
 from device_task import CLASSES, SignedTask
 
 
-def train_mlp(weights: np.ndarray, x: np.ndarray, y: np.ndarray, task: SignedTask) -> np.ndarray:
-    """The contract's local training in float64 NumPy, for the registry's mlp."""
+def train_mlp(
+    weights: np.ndarray,
+    x: np.ndarray,
+    y: np.ndarray,
+    task: SignedTask,
+    *,
+    velocity: np.ndarray | None = None,
+) -> np.ndarray:
+    """The contract's local training in float64 NumPy, for the registry's mlp.
+
+    `velocity`, where it is kept, is gone on from and changed.
+    """
 
     def mean_gradients(tensors: Sequence[np.ndarray], x: np.ndarray, y: np.ndarray) -> np.ndarray:
         return mlp_gradient(tensors, x, y) / len(y)
 
-    return _train(weights, x, y, task, mean_gradients)
+    return _train(weights, x, y, task, mean_gradients, velocity)
 
 
 def train_mlp_privately(
@@ -59,14 +69,17 @@ def _train(
     y: np.ndarray,
     task: SignedTask,
     gradient_of: Callable[[Sequence[np.ndarray], np.ndarray, np.ndarray], np.ndarray],
+    velocity: np.ndarray | None = None,
 ) -> np.ndarray:
     """Stored order, `epochs` times, with sgd or momentum."""
     settings, layout = task.manifest.plan.local_training, task.manifest.layout
     momentum = settings.momentum if settings.optimizer == "momentum" else 0.0
-    current, velocity = weights.astype(np.float64), np.zeros(len(weights))
+    current = weights.astype(np.float64)
+    velocity = np.zeros(len(weights)) if velocity is None else velocity
     for _ in range(settings.epochs):
         for start in range(0, len(y), settings.batch_size):
             part = slice(start, start + settings.batch_size)
-            velocity = momentum * velocity + gradient_of(layout.split(current), x[part], y[part])
+            gradient = gradient_of(layout.split(current), x[part], y[part])
+            velocity[:] = momentum * velocity + gradient
             current = current - settings.learning_rate * velocity
     return current

@@ -28,11 +28,12 @@ from tf_dpfl.protocol.plan import Plan, plan_from_dict
 from tf_dpfl.protocol.signing import public_key_hex
 from tf_dpfl.protocol.tensors import TensorLayout, vector_to_bytes
 
-# Client files: the first part is the registry's model; the others name the optimizer and
-# the unit where they are not sgd and "user".
+# Client files: the first part is the registry's model; the others name the optimizer, what
+# becomes of its state and the unit where they are not sgd, "reset" and "user".
 SHAPES = {
     "mlp": (8, 8, 1),
     "mlp-momentum": (8, 8, 1),
+    "mlp-momentum-keep": (8, 8, 1),
     "cnn": (28, 28, 1),
     "mlp-example": (8, 8, 1),
     "mlp-momentum-example": (8, 8, 1),
@@ -62,6 +63,7 @@ def plan_of(model: str, *, clients: dict[str, Any] | None = None, **privacy: Any
                 "batch_size": 8,
                 "learning_rate": 0.1,
                 "optimizer": "momentum" if "-momentum" in model else "sgd",
+                "optimizer_state": "keep" if "-keep" in model else "reset",
             },
             "privacy": {
                 "clip_norm": 0.5,

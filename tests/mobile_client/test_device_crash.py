@@ -12,6 +12,7 @@ from device_bench import Bench
 from device_server import TestServer
 from device_task import SignedTask
 
+import mobile_client.optimizer_states
 import mobile_client.session
 import mobile_client.state
 import tf_dpfl.protocol.signing
@@ -34,7 +35,8 @@ class Reaper:
         self.kill_at = -1
         self.kill_after = False
         write = mobile_client.state.write_atomically
-        for module in (mobile_client.state, tf_dpfl.protocol.signing):
+        writers = (mobile_client.state, mobile_client.optimizer_states, tf_dpfl.protocol.signing)
+        for module in writers:
             monkeypatch.setattr(module, "write_atomically", self._wrapped(write, torn=True))
         sync = mobile_client.state.sync_folder
         monkeypatch.setattr(mobile_client.state, "sync_folder", self._wrapped(sync))

@@ -90,6 +90,15 @@ class ClientComputation(tf.Module):
         self._optimizer.reset()
         return tf.constant(self.layout.size, tf.int32)
 
+    def get_optimizer_state(self) -> tf.Tensor:
+        """What the local optimizer can go on from in another round, float32 [s]."""
+        return self._optimizer.get_state()
+
+    def set_optimizer_state(self, state: tf.Tensor) -> tf.Tensor:
+        """Goes on from what `get_optimizer_state` gave; after `set_weights`. Returns s."""
+        self._optimizer.set_state(state)
+        return tf.constant(self._optimizer.state_size, tf.int32)
+
     def get_weights(self) -> tf.Tensor:
         """The current weights, float32 [d]."""
         return tf.concat([tf.reshape(v, [-1]) for v in self._variables], axis=0)

@@ -11,7 +11,7 @@ from collections.abc import Sequence
 
 import tensorflow as tf
 
-from tf_dpfl.protocol.plan import LocalTraining
+from tf_dpfl.protocol.plan import OPTIMIZER_SLOTS, LocalTraining
 
 
 class LocalOptimizer(tf.Module):
@@ -26,7 +26,7 @@ class LocalOptimizer(tf.Module):
         super().__init__(name="local_optimizer")
         self._variables = list(variables)
         self._settings = settings
-        slots = {"sgd": 0, "momentum": 1, "adam": 2}[settings.optimizer]
+        slots = OPTIMIZER_SLOTS[settings.optimizer]
         self._slots = [[_zeros_like(v) for v in variables] for _ in range(slots)]
         self._steps = [tf.Variable(0.0, trainable=False)] if settings.optimizer == "adam" else []
         self._start = [_zeros_like(v) for v in variables] if settings.proximal else []

@@ -55,7 +55,7 @@ def dp_method_of(model: tf.keras.Model, plan: Plan) -> DpMethod | None:
 
     Raises as `build_client_tflite`.
     """
-    if signatures.TRAIN_DP not in signatures.of_unit(plan.privacy.unit):
+    if signatures.TRAIN_DP not in signatures.of_plan(plan):
         return None
     rules = op_gradients()
     computation = ClientComputation(model, plan.local_training, op_gradients=rules)
@@ -106,7 +106,16 @@ def _signatures(computation: ClientComputation, plan: Plan) -> dict[str, Any]:
             lambda weights: {"size": computation.set_weights(weights)}, vector("weights")
         ),
     }
-    if signatures.TRAIN_DP in signatures.of_unit(plan.privacy.unit):
+    if signatures.GET_OPTIMIZER_STATE in signatures.of_plan(plan):
+        size = plan.local_training.kept_values(weights=computation.layout.size)
+        functions[signatures.GET_OPTIMIZER_STATE] = _concrete(
+            lambda: {"state": computation.get_optimizer_state()}
+        )
+        functions[signatures.SET_OPTIMIZER_STATE] = _concrete(
+            lambda state: {"size": computation.set_optimizer_state(state)},
+            tf.TensorSpec([size], tf.float32, "state"),
+        )
+    if signatures.TRAIN_DP in signatures.of_plan(plan):
         functions[signatures.TRAIN_DP] = _concrete(
             lambda batch, weight, learning_rate, clip_norm, noise, random=None: {
                 "done": computation.train_dp_batch(

@@ -30,7 +30,8 @@ class Runner:
     the names of the interface to arrays (and `random` to its uniforms where the
     model has random layers), as do the inputs of `infer`.
     `privatize_update` takes (initial, clip_norm, noise). `train_dp` takes (batch,
-    weight, learning_rate, clip_norm, noise); None without the signature.
+    weight, learning_rate, clip_norm, noise); None without the signature, as are
+    `get_optimizer_state` and `set_optimizer_state`.
     """
 
     set_weights: Callable[[Float32], int]
@@ -39,6 +40,8 @@ class Runner:
     infer: Callable[[Arrays], Float32]
     privatize_update: Callable[[Float32, float, Float32], Float32]
     train_dp: Callable[[Arrays, Float32, float, float, Float32], Any] | None = None
+    get_optimizer_state: Callable[[], Float32] | None = None
+    set_optimizer_state: Callable[[Float32], Any] | None = None
 
 
 def tensorflow_runner(model: tf.keras.Model, plan: Plan) -> Runner:
@@ -67,6 +70,7 @@ def tensorflow_runner(model: tf.keras.Model, plan: Plan) -> Runner:
         tensor_specs(interface.inputs, None),
     )
     privatize_update = _trace(computation.privatize_update, vector, scalar, vector)
+    kept = plan.local_training.kept_values(weights=computation.layout.size)
 
     def of_interface(batch: Arrays) -> Arrays:
         return {tensor.name: batch[tensor.name] for tensor in interface.tensors}
@@ -92,6 +96,12 @@ def tensorflow_runner(model: tf.keras.Model, plan: Plan) -> Runner:
         privatize_update=lambda initial, clip_norm, noise: privatize_update(
             initial, np.float32(clip_norm), noise
         ),
+        get_optimizer_state=_trace(computation.get_optimizer_state) if kept else None,
+        set_optimizer_state=(
+            _trace(computation.set_optimizer_state, tf.TensorSpec([kept], tf.float32))
+            if kept
+            else None
+        ),
     )
 
 
@@ -101,17 +111,19 @@ def _trace(function: Callable[..., Any], *specs: Any) -> Callable[..., Any]:
     return lambda *values: np.array(traced(*tf.nest.map_structure(tf.constant, values)))
 
 
-def interpreter_runner(content: bytes) -> Runner:
+def interpreter_runner(content: bytes, plan: Plan) -> Runner:
     """`client.tflite` in the interpreter a device would use.
 
-    Raises ExportError unless the file has exactly the signatures of the protocol;
+    Raises ExportError unless the file has exactly the signatures of the plan;
     so do the runner's functions when the interpreter gives up.
     """
     with quiet():
         interpreter = load_interpreter(content)
     found = sorted(interpreter.get_signature_list())
-    if found not in (sorted(signatures.of_unit("user")), sorted(signatures.of_unit("example"))):
-        raise ExportError(f"client.tflite has the signatures {found}, not {signatures.ALL}")
+    if found != sorted(signatures.of_plan(plan)):
+        raise ExportError(
+            f"client.tflite has the signatures {found}, not {sorted(signatures.of_plan(plan))}"
+        )
     run = {name: _guarded(name, interpreter.get_signature_runner(name)) for name in found}
 
     def train(batch: Arrays, weight: Float32, rate: float) -> float:
@@ -136,6 +148,16 @@ def interpreter_runner(content: bytes) -> Runner:
         infer=lambda inputs: np.array(run[signatures.INFER](**inputs)["logits"]),
         privatize_update=privatize_update,
         train_dp=train_dp if signatures.TRAIN_DP in run else None,
+        get_optimizer_state=(
+            (lambda: np.array(run[signatures.GET_OPTIMIZER_STATE]()["state"]))
+            if signatures.GET_OPTIMIZER_STATE in run
+            else None
+        ),
+        set_optimizer_state=(
+            (lambda state: run[signatures.SET_OPTIMIZER_STATE](state=state))
+            if signatures.SET_OPTIMIZER_STATE in run
+            else None
+        ),
     )
 
 

@@ -69,7 +69,7 @@ def verify_client_tflite(
         else; names layers and the size of the difference.
     """
     operators = refuse_custom_ops(content, model=model)
-    checks = _Checks(interpreter_runner(content), tensorflow_runner(model, plan), model, plan)
+    checks = _Checks(interpreter_runner(content, plan), tensorflow_runner(model, plan), model, plan)
     kept = model.get_weights()
     passed = []
     try:
@@ -130,6 +130,8 @@ class _Checks:
                 "per-example clipping with a broken example",
                 self._private_step(real=size, broken=True),
             )
+        if self._device.get_optimizer_state is not None:
+            yield "the optimizer's state kept over rounds", self._kept_state
         yield "clipping and noising", self._report
 
     def _round_trip(self, draw: Draw) -> list[str]:
@@ -180,6 +182,28 @@ class _Checks:
             return self._weight_faults(start, start - step, told=told)
 
         return check
+
+    def _kept_state(self, draw: Draw) -> list[str]:
+        """Two rounds from different weights, the second with the state of the first."""
+        size = self._plan.local_training.batch_size
+        batches = [self._batch(draw, real=size) for _ in range(draw.steps(_STEPS))]
+        starts = [draw.weights(self._initial, shaken=shaken) for shaken in (False, True)]
+        rate, first = self._steady_rate(starts[0], batches[0]), batches[0]
+        told = self._tells(starts[0], lambda runner: runner.train(first.tensors, first.weight, 1.0))
+        for runner in (self._device, self._reference):
+            assert runner.get_optimizer_state is not None
+            assert runner.set_optimizer_state is not None
+            runner.set_weights(starts[0])
+            for batch in batches:
+                runner.train(batch.tensors, batch.weight, rate)
+            state = runner.get_optimizer_state()
+            runner.set_weights(starts[1])
+            runner.set_optimizer_state(state)
+            if not np.array_equal(runner.get_optimizer_state(), state):
+                return ["get_optimizer_state does not return what set_optimizer_state was given"]
+            for batch in batches[:2]:
+                runner.train(batch.tensors, batch.weight, rate)
+        return self._weight_faults(starts[1], self._reference.get_weights(), told=told)
 
     def _private_step(self, *, real: int, broken: bool = False) -> Callable[[Draw], list[str]]:
         """DP-SGD steps with all examples clipped, some, and none; fed noise or none."""

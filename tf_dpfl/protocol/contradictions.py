@@ -122,9 +122,11 @@ def _target(plan: _Readable) -> Iterable[str]:
 
 
 def _optimizer_state(plan: _Readable) -> Iterable[str]:
-    if plan.local_training.optimizer_state == "keep":
+    training = plan.local_training
+    if training.optimizer_state == "keep" and training.optimizer == "sgd":
         return [
-            'local_training.optimizer_state="keep" is not available in this release; set "reset"'
+            'local_training.optimizer_state="keep" does not go with optimizer="sgd", which has no '
+            'state; set optimizer = "momentum" or "adam", or leave optimizer_state out'
         ]
     return []
 

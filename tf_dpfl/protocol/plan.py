@@ -80,6 +80,10 @@ class Clients:
         return self.clients_per_round / self.population
 
 
+OPTIMIZER_SLOTS = {"sgd": 0, "momentum": 1, "adam": 2}
+"""Values that a local optimizer holds for each weight; adam has a step count besides."""
+
+
 @dataclass(frozen=True)
 class LocalTraining:
     """What one client does with its own examples, in the order they are stored.
@@ -87,14 +91,15 @@ class LocalTraining:
     `loss` is a name of `LOSSES` or `package.module:function` of (y, prediction)
     that returns the loss of each example. `target` says what `y` holds: "auto"
     is class ids for sparse cross-entropy and values for everything else.
-    `proximal` is FedProx' mu (Li et al. 1812.06127). `optimizer_state` "keep"
-    carries a local optimizer's state into the client's next round.
+    `proximal` is FedProx' mu (Li et al. 1812.06127). With `optimizer_state` "keep"
+    the optimizer goes on, in a client's next round, from its own momentum or
+    moments and step count; with "reset" it starts anew each round.
     """
 
     epochs: int = integer(at_least=1, at_most=_MOST_EPOCHS)
     batch_size: int = integer(at_least=1, at_most=_MOST_EXAMPLES_PER_CLIENT)
     learning_rate: float = number(at_least=_SMALLEST_RATE, below=_RATES_BELOW)
-    optimizer: str = choice("sgd", "momentum", "adam", default="sgd")
+    optimizer: str = choice(*OPTIMIZER_SLOTS, default="sgd")
     momentum: float = number(at_least=0, below=1, default=0.9)
     beta_1: float = number(at_least=0, below=1, default=0.9)
     beta_2: float = number(at_least=0, below=1, default=0.999)
@@ -103,6 +108,12 @@ class LocalTraining:
     optimizer_state: str = choice("reset", "keep", default="reset")
     loss: str = text(default="sparse_categorical_crossentropy")
     target: str = choice("auto", "class_ids", "values", default="auto")
+
+    def kept_values(self, *, weights: int) -> int:
+        """How many float32 values a client keeps between rounds, for so many weights."""
+        if self.optimizer_state == "reset":
+            return 0
+        return OPTIMIZER_SLOTS[self.optimizer] * weights + (self.optimizer == "adam")
 
     @property
     def targets_are_class_ids(self) -> bool:

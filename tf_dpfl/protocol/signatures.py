@@ -5,6 +5,8 @@ d is the size of the flat weight vector, B the batch size of the manifest.
 
 from __future__ import annotations
 
+from tf_dpfl.protocol.plan import Plan
+
 TRAIN = "train"
 """One local step on one batch.
 
@@ -46,10 +48,23 @@ Output: `size` int32 [], the number of weights. Must be called first: what a
 file holds before is not specified.
 """
 
+GET_OPTIMIZER_STATE = "get_optimizer_state"
+"""Output: `state` float32 [s], what the local optimizer goes on from in a next round.
+
+As private as the examples. Only in files of plans with optimizer_state "keep", as
+`set_optimizer_state`; s is the plan's `local_training.kept_values`.
+"""
+
+SET_OPTIMIZER_STATE = "set_optimizer_state"
+"""Input: `state` float32 [s], after `set_weights`. Output: `size` int32 [], s."""
+
 ALL = (TRAIN, PRIVATIZE_UPDATE, INFER, GET_WEIGHTS, SET_WEIGHTS)
 """What every file has."""
 
 
-def of_unit(unit: str) -> tuple[str, ...]:
-    """The signatures of a file for plans with this privacy unit."""
-    return (*ALL, TRAIN_DP) if unit == "example" else ALL
+def of_plan(plan: Plan) -> tuple[str, ...]:
+    """The signatures of a file for this plan."""
+    private = (TRAIN_DP,) if plan.privacy.unit == "example" else ()
+    keeps = plan.local_training.optimizer_state == "keep"
+    kept = (GET_OPTIMIZER_STATE, SET_OPTIMIZER_STATE) if keeps else ()
+    return (*ALL, *private, *kept)

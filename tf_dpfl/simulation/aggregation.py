@@ -1,4 +1,7 @@
-"""Aggregation in TFF: shards' sums to one average, with the server's noise if any."""
+"""Aggregation in TFF: shards' sums to one average, with the server's noise if any.
+
+And what a simulation has to gather of its users, row by row, for their next round.
+"""
 
 from __future__ import annotations
 
@@ -76,3 +79,32 @@ def build_aggregation_process(plan: Plan, *, size: int) -> tff.templates.Aggrega
         )
 
     return tff.templates.AggregationProcess(initialize_seed, next_fn)
+
+
+def gather_rows(parts: Any) -> Any:
+    """All clients' rows below each other, at the server, in no order.
+
+    `parts` is a federated value of the clients, a structure of tensors [k, ...] with an
+    open k each.
+    """
+    part_type = parts.type_signature.member
+
+    @tff.tensorflow.computation
+    def nothing() -> Any:
+        return tff.types.structure_from_tensor_type_tree(_no_rows, part_type)
+
+    @tff.tensorflow.computation(part_type, part_type)
+    def join(upper: Any, lower: Any) -> Any:
+        return tf.nest.map_structure(lambda a, b: tf.concat([a, b], axis=0), upper, lower)
+
+    @tff.tensorflow.computation(part_type)
+    def whole(rows: Any) -> Any:
+        return rows
+
+    return tff.federated_aggregate(parts, nothing(), join, join, whole)
+
+
+def _no_rows(tensor_type: tff.TensorType) -> tf.Tensor:
+    none = tf.zeros([0, *tensor_type.shape[1:]], tensor_type.dtype)
+    # Of open length, as what it is the start of.
+    return tf.compat.v1.placeholder_with_default(none, [None, *tensor_type.shape[1:]])

@@ -20,7 +20,7 @@ from tf_dpfl.client_work.interface import interface_of
 from tf_dpfl.client_work.losses import require_fitting_loss
 from tf_dpfl.data.columns import FederatedData
 from tf_dpfl.protocol.plan import Plan, Server
-from tf_dpfl.simulation.aggregation import SEED_TYPE, build_aggregation_process
+from tf_dpfl.simulation.aggregation import SEED_TYPE, build_aggregation_process, gather_rows
 from tf_dpfl.simulation.noise import derive_seed, seed_from_os
 from tf_dpfl.simulation.records import ShardRecords
 from tf_dpfl.simulation.shard import choose_training, train_shard
@@ -40,6 +40,11 @@ def build_learning_process(
     `reports`, `nonfinite` (int32) and `released` (bool). Users weigh equally and
     the sum is divided by `clients.clients_per_round`. A round with fewer than
     `privacy.smallest_cohort` reports leaves the model as it was.
+
+    With `local_training.optimizer_state = "keep"` the process holds no user's state: each
+    round takes the states of its users with the shards, and gives the new ones back as
+    the metric `kept` (`user_id` int64 [n], `optimizer_state` float32 [n, s]; in no
+    order, and as private as the examples).
 
     Args:
       plan: with a noise multiplier (see `calibrate_plan`).
@@ -75,7 +80,8 @@ def build_learning_process(
     )
     interface = interface_of(model, plan.local_training)
     require_fitting_loss(plan.local_training.loss, interface)
-    records = ShardRecords(data, plan, interface)
+    state_size = plan.local_training.kept_values(weights=layout.size)
+    records = ShardRecords(data, plan, interface, state_size=state_size)
     shards_type = records.shard_type()
     aggregation = build_aggregation_process(plan, size=layout.size)
     server_optimizer = build_server_optimizer(plan.server)
@@ -169,12 +175,15 @@ def build_learning_process(
         seed_now = tff.federated_map(round_seed, state)
         weights = tff.federated_broadcast(tff.federated_map(weights_of, state))
         reports = tff.federated_map(client, (weights, tff.federated_broadcast(seed_now), shards))
-        aggregate = aggregation.next(seed_now, reports)
+        sums = OrderedDict((name, reports[name]) for name in ("sum", "reports", "nonfinite"))
+        aggregate = aggregation.next(seed_now, tff.federated_zip(sums) if state_size else reports)
         metrics = OrderedDict(
             reports=aggregate.measurements["reports"],
             nonfinite=aggregate.measurements["nonfinite"],
             released=aggregate.result["released"],
         )
+        if state_size:
+            metrics["kept"] = gather_rows(reports["kept"])
         return tff.learning.templates.LearningProcessOutput(
             tff.federated_map(finalize, (state, aggregate.result)), tff.federated_zip(metrics)
         )

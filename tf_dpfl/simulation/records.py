@@ -22,6 +22,8 @@ from tf_dpfl.protocol.errors import DataError
 from tf_dpfl.protocol.interface import TARGET, ExampleInterface
 from tf_dpfl.protocol.plan import Plan
 
+OPTIMIZER_STATE = "optimizer_state"
+
 
 @dataclass(frozen=True)
 class Column:
@@ -42,6 +44,8 @@ class ShardExamples:
       user_ids: int64 [k].
       interface: dtypes and shapes that the model needs.
       feature_scale: what a stored byte is divided by.
+      optimizer_states: float32 [k, s], where each user's optimizer goes on from; None
+        where it starts anew.
     """
 
     columns: Mapping[str, tf.Tensor]
@@ -50,6 +54,7 @@ class ShardExamples:
     user_ids: tf.Tensor
     interface: ExampleInterface
     feature_scale: float
+    optimizer_states: tf.Tensor | None
 
     def of_user(self, index: tf.Tensor, *, multiple: int) -> dict[str, tf.Tensor]:
         """One user's examples, cast, padded with zeros to a multiple of `multiple` rows."""
@@ -97,8 +102,16 @@ class ShardExamples:
         return tf.reshape(values, tf.concat([tf.shape(values)[:outer], tensor.shape], 0))
 
 
-def shard_of(data: FederatedData, user_ids: NDArray[np.int64], plan: Plan) -> OrderedDict[str, Any]:
+def shard_of(
+    data: FederatedData,
+    user_ids: NDArray[np.int64],
+    plan: Plan,
+    *,
+    optimizer_states: NDArray[np.float32] | None = None,
+) -> OrderedDict[str, Any]:
     """One shard of these users, of `ShardRecords.shard_type`.
+
+    `optimizer_states`, float32 [k, s], are for plans that keep them alone.
 
     Raises IndexError when an id is not a client of `data`.
     """
@@ -106,6 +119,8 @@ def shard_of(data: FederatedData, user_ids: NDArray[np.int64], plan: Plan) -> Or
     if ids.size and not (ids.min() >= 0 and ids.max() < data.population):
         raise IndexError(f"an id is not in [0, {data.population}): {ids.tolist()[:10]}")
     shard: OrderedDict[str, Any] = OrderedDict(user_id=ids)
+    if optimizer_states is not None:
+        shard[OPTIMIZER_STATE] = optimizer_states
     if files_to_read(data, plan) is not None:
         return shard
     starts = np.asarray(data.offsets[ids])
@@ -145,16 +160,25 @@ class ShardRecords:
       data: as it is given to `shard_of`.
       plan: of each user at most `clients.examples_per_client` examples are used.
       interface: the model's.
+      state_size: of a user's optimizer state that is kept between rounds; 0: none is.
 
     Raises:
       DataError: the data do not fit the model, or the plan's `simulation.records`.
     """
 
-    def __init__(self, data: FederatedData, plan: Plan, interface: ExampleInterface):
+    def __init__(
+        self,
+        data: FederatedData,
+        plan: Plan,
+        interface: ExampleInterface,
+        *,
+        state_size: int,
+    ):
         check_columns(data, interface)
         self._files = files_to_read(data, plan)
         self._limit = plan.clients.examples_per_client
         self._interface = interface
+        self._state_size = state_size
         self._feature_scale = float(data.feature_scale)
         self._population, self._rows = data.population, len(data.target)
         self._columns = {
@@ -165,11 +189,14 @@ class ShardRecords:
     def shard_type(self) -> tff.Type:
         """The TFF type of a shard of k users; k is open.
 
-        `user_id` int64 [k] (unique in a round: it picks the user's noise). Where
+        `user_id` int64 [k] (unique in a round: it picks the user's noise);
+        `optimizer_state` float32 [k, s] where it is kept between rounds. Where
         examples are sent, also `count` int32 [k] and each column as it is stored,
         [rows of all users, ...].
         """
         fields = OrderedDict(user_id=tff.TensorType(np.int64, [None]))
+        if self._state_size:
+            fields[OPTIMIZER_STATE] = tff.TensorType(np.float32, [None, self._state_size])
         if self._files is None:
             fields["count"] = tff.TensorType(np.int32, [None])
             for name, column in self._columns.items():
@@ -185,7 +212,13 @@ class ShardRecords:
         else:
             columns, starts, counts = self._read(self._files, shard["user_id"])
         return ShardExamples(
-            columns, starts, counts, shard["user_id"], self._interface, self._feature_scale
+            columns,
+            starts,
+            counts,
+            shard["user_id"],
+            self._interface,
+            self._feature_scale,
+            shard[OPTIMIZER_STATE] if self._state_size else None,
         )
 
     def _read(

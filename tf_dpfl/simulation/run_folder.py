@@ -31,9 +31,9 @@ _LEFT_OVER = re.compile(r"\.(plan\.toml|run\.json)\.[0-9a-f]+\.tmp")  # of write
 class RunFolder:
     """Paths of a run, and its secret `seed` (32 bytes).
 
-    Who knows the seed can subtract the noise: `run.json` and `checkpoints/` are
-    for resuming and must not be published. `reproducible` is true when the user
-    chose the seed.
+    Who knows the seed can subtract the noise: `run.json`, `checkpoints/` and
+    `optimizer_states/` are for resuming and must not be published. `reproducible`
+    is true when the user chose the seed.
     """
 
     path: Path
@@ -59,6 +59,11 @@ class RunFolder:
     def checkpoints(self) -> Path:
         """Whole TFF states."""
         return self.path / "checkpoints"
+
+    @property
+    def optimizer_states(self) -> Path:
+        """The users' own, between rounds; as private as their examples."""
+        return self.path / "optimizer_states"
 
     @property
     def tensorboard(self) -> Path:

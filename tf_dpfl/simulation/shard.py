@@ -36,7 +36,7 @@ from tf_dpfl.simulation.noise import (
     seeded_gaussian_noise,
     seeded_uniforms,
 )
-from tf_dpfl.simulation.records import ShardExamples, shard_of
+from tf_dpfl.simulation.records import OPTIMIZER_STATE, ShardExamples, shard_of
 from tf_dpfl.simulation.worker_process import usable_cores
 
 
@@ -46,18 +46,32 @@ def make_shards(
     plan: Plan,
     *,
     places: int | None = None,
+    optimizer_states: NDArray[np.float32] | None = None,
 ) -> list[OrderedDict[str, Any]]:
     """The client data of one round: the cohort `user_ids` cut into shards.
 
     There are `shards_of_a_round` for so many `places` (None: this machine's
     cores), some perhaps without users. `data` are those that the process was built
-    with. Raises ValueError when a user is named twice: both would draw one noise;
-    IndexError for an id that is no user.
+    with. `optimizer_states`, float32 [users, s], go with plans that keep them: where each
+    user's optimizer goes on from, zeros for one that starts (`OptimizerStates.of`).
+
+    Raises ValueError when a user is named twice: both would draw one noise; and when
+    `optimizer_states` are missing or not asked for. IndexError for an id that is no user.
     """
     if len(np.unique(user_ids)) != len(user_ids):
         raise ValueError("user_ids names a user twice; a cohort holds each user once")
+    keeps = plan.local_training.optimizer_state == "keep"
+    if keeps != (optimizer_states is not None):
+        raise ValueError(
+            f'local_training.optimizer_state="{plan.local_training.optimizer_state}" goes '
+            f"{'with' if keeps else 'without'} optimizer_states, one row for each user"
+        )
     shards = shards_of_a_round(plan, places=places or usable_cores())
-    return [shard_of(data, ids, plan) for ids in np.array_split(user_ids, shards)]
+    ids = np.array_split(user_ids, shards)
+    if optimizer_states is None:
+        return [shard_of(data, some, plan) for some in ids]
+    states = np.array_split(optimizer_states, shards)
+    return [shard_of(data, u, plan, optimizer_states=s) for u, s in zip(ids, states)]
 
 
 def _uniforms(
@@ -130,7 +144,9 @@ def choose_training(computation: ClientComputation, plan: Plan) -> ShardTraining
     shards = shards_of_a_round(plan, places=usable_cores())
     users = -(-plan.clients.clients_per_round // shards)
     net, reason = None, "every example's gradient is clipped"
-    if plan.privacy.unit == "user":
+    if plan.local_training.optimizer_state == "keep":
+        reason = "the optimizer's state is kept, user by user"
+    elif plan.privacy.unit == "user":
         try:
             examples = plan.clients.examples_per_client
             net = DenseNet(computation, plan.local_training, examples=examples)
@@ -160,16 +176,22 @@ def train_shard(
 
     Returns:
       `sum` float32 [d], `reports` int32 [], `nonfinite` int32 [] (users whose
-      update was not finite and counted as zero).
+      update was not finite and counted as zero). Where optimizer states are kept also
+      `kept`: `user_id` int64 [k] and `optimizer_state` float32 [k, s]; that of a user
+      whose update or new state is not finite is what it was.
     """
+    states = None
     if training.dense_net is None:
-        total, nonfinite = _train_one_by_one(training, weights, seed, examples, clip_norm)
+        total, nonfinite, states = _train_one_by_one(training, weights, seed, examples, clip_norm)
     else:
         total, nonfinite = _train_in_blocks(
             training, training.dense_net, weights, seed, examples, clip_norm
         )
     total += _sum_of_shares(training, seed, examples.user_ids)
-    return OrderedDict(sum=total, reports=tf.size(examples.user_ids), nonfinite=nonfinite)
+    result = OrderedDict(sum=total, reports=tf.size(examples.user_ids), nonfinite=nonfinite)
+    if states is not None:
+        result["kept"] = OrderedDict([("user_id", examples.user_ids), (OPTIMIZER_STATE, states)])
+    return result
 
 
 def _train_one_by_one(
@@ -178,15 +200,20 @@ def _train_one_by_one(
     seed: tf.Tensor,
     examples: ShardExamples,
     clip_norm: tf.Tensor,
-) -> tuple[tf.Tensor, tf.Tensor]:
-    """Sum of the clipped updates, float32 [d], and how many were not finite."""
+) -> tuple[tf.Tensor, tf.Tensor, tf.Tensor | None]:
+    """Sum of the clipped updates, float32 [d], how many were not finite; kept states."""
     computation, plan = training.computation, training.plan
     size = computation.layout.size
+    before = examples.optimizer_states
 
     def one_user(
-        index: tf.Tensor, total: tf.Tensor, nonfinite: tf.Tensor
-    ) -> tuple[tf.Tensor, tf.Tensor, tf.Tensor]:
-        with tf.control_dependencies([computation.set_weights(weights)]):
+        index: tf.Tensor, total: tf.Tensor, nonfinite: tf.Tensor, *states: tf.TensorArray
+    ) -> tuple[Any, ...]:
+        ready = [computation.set_weights(weights)]
+        if before is not None:
+            with tf.control_dependencies(ready):
+                ready = [computation.set_optimizer_state(before[index])]
+        with tf.control_dependencies(ready):
             start = tf.identity(weights)
         user_seed = derive_seed(seed, examples.user_ids[index])
         private = _private_steps(computation, user_seed, plan, clip_norm)
@@ -204,17 +231,24 @@ def _train_one_by_one(
         factor = clip_factor(squared, clip_norm) if private is None else tf.constant(1.0)
         # A branch, not a select: it costs the finite ones nothing.
         total = tf.cond(finite, lambda: total + update * factor, lambda: total)
+        if before is not None:
+            after = computation.get_optimizer_state()
+            usable = finite & tf.reduce_all(tf.math.is_finite(after))
+            states = (states[0].write(index, tf.where(usable, after, before[index])),)
         # Not logical_not: Grappler turns !(a < b) into a >= b, false for NaN.
-        return index + 1, total, nonfinite + 1 - tf.cast(finite, tf.int32)
+        return index + 1, total, nonfinite + 1 - tf.cast(finite, tf.int32), *states
 
     users = tf.size(examples.user_ids)
-    _, total, nonfinite = tf.while_loop(
+    kept = []
+    if before is not None:
+        kept = [tf.TensorArray(tf.float32, users, element_shape=before.shape[1:])]
+    _, total, nonfinite, *kept = tf.while_loop(
         lambda index, *_: index < users,
         one_user,
-        (tf.constant(0), tf.zeros([size]), tf.constant(0)),
+        (tf.constant(0), tf.zeros([size]), tf.constant(0), *kept),
         parallel_iterations=1,  # the users share the computation's variables
     )
-    return total, nonfinite
+    return total, nonfinite, kept[0].stack() if kept else None
 
 
 def _train_in_blocks(

@@ -18,6 +18,7 @@ from numpy.typing import NDArray
 from models.keeping import load_keras, require_keepable
 from models.registry import build_model
 from models.validate import validate_model
+from tf_dpfl.client_work.computation import layout_of
 from tf_dpfl.client_work.interface import interface_of
 from tf_dpfl.data.federated import FederatedData, load_federated_data
 from tf_dpfl.data.sharing import shared_on_this_machine
@@ -28,8 +29,10 @@ from tf_dpfl.protocol.plan import Plan
 from tf_dpfl.simulation.checkpoints import load_newest_checkpoint, save_checkpoint
 from tf_dpfl.simulation.cohort import derive_bytes, draw_cohort, shards_of_a_round
 from tf_dpfl.simulation.evaluation import Evaluator
+from tf_dpfl.simulation.optimizer_states import OptimizerStates
 from tf_dpfl.simulation.pace import Pace
 from tf_dpfl.simulation.process import build_learning_process
+from tf_dpfl.simulation.records import OPTIMIZER_STATE
 from tf_dpfl.simulation.report import write_report
 from tf_dpfl.simulation.run_folder import RunFolder, open_run, save_keras_atomically
 from tf_dpfl.simulation.run_ledger import RunLedger
@@ -131,12 +134,12 @@ def _run_rounds(
     noise_seed = np.frombuffer(derive_bytes(folder.seed, "noise")[:16], np.int64)
     process = build_learning_process(plan, model, data, noise_seed=noise_seed)
     state = process.initialize()
-    done, state = load_newest_checkpoint(folder.checkpoints, state) or (0, state)
+    done, state, states = _where_it_stopped(plan, folder, model, state)
     ledger = RunLedger(folder, plan, rounds_done=done)
     folder.keep_metrics_until(done)
     evaluator = Evaluator(model, data, plan.local_training) if data.test_examples else None
     rounds = plan.server.rounds
-    run = _Run(plan, folder, model, data, runtime, emit, process, ledger, evaluator)
+    run = _Run(plan, folder, model, data, runtime, emit, process, ledger, evaluator, states)
     if done < rounds:
         # Over no users at all: compiles, and makes the graphs' sessions on every worker.
         process.next(state, run.shards(np.zeros(0, np.int64)))
@@ -156,6 +159,22 @@ def _run_rounds(
     return _finish(plan, folder, model, ledger, emit)
 
 
+def _where_it_stopped(
+    plan: Plan, folder: RunFolder, model: tf.keras.Model, initial: Any
+) -> tuple[int, Any, OptimizerStates | None]:
+    """Rounds done, the state after them, and the users' own states where they are kept."""
+    size = plan.local_training.kept_values(weights=layout_of(model).size)
+    if not size:
+        return *(load_newest_checkpoint(folder.checkpoints, initial) or (0, initial)), None
+    where, population = folder.optimizer_states, plan.clients.population
+    nobodys = OptimizerStates(where, population=population, size=size)
+    found = load_newest_checkpoint(folder.checkpoints, (initial, nobodys.places))
+    if found is None:
+        return 0, initial, nobodys
+    done, (state, places) = found
+    return done, state, OptimizerStates(where, population=population, size=size, places=places)
+
+
 @dataclass(frozen=True)
 class _Run:
     """What every round of a run needs."""
@@ -169,10 +188,13 @@ class _Run:
     process: tff.learning.templates.LearningProcess
     ledger: RunLedger
     evaluator: Evaluator | None
+    states: OptimizerStates | None
 
     def shards(self, user_ids: NDArray[np.int64]) -> list[Any]:
         """The cohort's data, in as many pieces as keep the workers busy."""
-        return make_shards(self.data, user_ids, self.plan, places=self.runtime.places)
+        states = self.states.of(user_ids) if self.states else None
+        places = self.runtime.places
+        return make_shards(self.data, user_ids, self.plan, places=places, optimizer_states=states)
 
     def compute(self, state: Any, *, done: int) -> None:
         """All rounds after round `done`, which left `state`."""
@@ -206,6 +228,9 @@ class _Run:
             # compute that meanwhile.
             epsilon = beside.submit(self.ledger.epsilon_after, number)
             output = self.process.next(state, self.shards(cohort))
+        if self.states:
+            kept = output.metrics["kept"]
+            self.states.put(kept["user_id"], kept[OPTIMIZER_STATE])
         for notice in self.runtime.notices():
             self.emit(notice)
         record: dict[str, Any] = {
@@ -228,7 +253,11 @@ class _Run:
         _set_weights(self.process, state, self.model)
         self.ledger.write_card()
         save_keras_atomically(self.model, self.folder.model_file)
-        save_checkpoint(self.folder.checkpoints, state, round_number=number)
+        whole = state
+        if self.states:
+            self.states.save(number)
+            whole = (state, self.states.places)
+        save_checkpoint(self.folder.checkpoints, whole, round_number=number)
 
 
 def _set_weights(process: tff.learning.templates.LearningProcess, state: Any, model: Any) -> None:
