@@ -176,7 +176,7 @@ def test_what_is_left_without_the_noise_is_the_clipped_update(
 ) -> None:
     """A device whose noise is known: the test of the deviation fails without noise."""
     monkeypatch.setattr(
-        "mobile_client.session.gaussian_noise",
+        "mobile_client.reports.gaussian_noise",
         lambda size, **_: np.zeros(size, np.float32),
     )
     bench.run()
