@@ -37,6 +37,7 @@ from tf_dpfl.protocol.files import sha256_hex
 from tf_dpfl.protocol.gaussian import local_epsilon
 from tf_dpfl.protocol.manifest import CLIENT_FILE, Manifest, verify_manifest
 from tf_dpfl.protocol.noise import (
+    fill_with_noise,
     gaussian_noise,
     noise_stddev_of_share,
     noise_stddev_of_sum,
@@ -294,7 +295,9 @@ def _train(rim: Rim, manifest: Manifest, weights: Float32) -> Float32:
         return trainer.train_private_steps(
             weights=weights,
             examples=examples,
-            draw_noise=lambda: gaussian_noise(size, stddev=of_step, random_bytes=rim.random_bytes),
+            draw_noise=lambda parts: fill_with_noise(
+                parts, stddev=of_step, random_bytes=rim.random_bytes
+            ),
             random_bytes=rim.random_bytes,
         )
     share = 0.0

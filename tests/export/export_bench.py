@@ -17,6 +17,7 @@ from tf_dpfl.privacy.mechanism import GaussianRounds
 from tf_dpfl.protocol.interpreter import CHOICE_VARIABLE, PACKAGES
 from tf_dpfl.protocol.plan import Plan, plan_from_dict
 from tf_dpfl.protocol.plan_files import plan_to_toml
+from tf_dpfl.protocol.tensors import TensorLayout
 
 layers = tf.keras.layers
 IMAGE = (12, 11, 3)
@@ -62,13 +63,13 @@ def plan_of(
     )
 
 
-def on_each_interpreter(content: bytes) -> list[Runner]:
+def on_each_interpreter(content: bytes, layout: TensorLayout) -> list[Runner]:
     """`content` in the interpreter of every package that carries one."""
     devices = []
     with pytest.MonkeyPatch.context() as patch:
         for package in PACKAGES:
             patch.setenv(CHOICE_VARIABLE, package)
-            devices.append(interpreter_runner(content))
+            devices.append(interpreter_runner(content, layout))
     return devices
 
 

@@ -12,6 +12,7 @@ import tensorflow as tf
 from export_bench import IMAGE, MODELS, activation, batch, build, layers, plan_of
 
 from models.validate import validate_model
+from tf_dpfl.client_work.computation import layout_of
 from tf_dpfl.export.client import build_client_tflite
 from tf_dpfl.export.operators import operators_of
 from tf_dpfl.export.runners import interpreter_runner, tensorflow_runner
@@ -32,7 +33,10 @@ def test_twenty_steps_give_tensorflows_weights(name: str, optimizer: str) -> Non
     content = build_client_tflite(model, plan)
     assert all(op.is_builtin for op in operators_of(content))
 
-    device, reference = interpreter_runner(content), tensorflow_runner(model, plan)
+    device, reference = (
+        interpreter_runner(content, layout_of(model)),
+        tensorflow_runner(model, plan),
+    )
     initial = reference.get_weights()
     device.set_weights(initial)
     rng = np.random.default_rng(1)

@@ -115,7 +115,13 @@ def report_of_device(trainer, plan, weights, examples, user):
     given = {"weights": weights, "examples": examples}
     if plan.privacy.unit == "example":
         noises = step_noises_of_tff(plan, user, len(weights))
-        return trainer.train_private_steps(**given, draw_noise=lambda: next(noises))
+
+        def draw(parts):
+            shares = np.split(next(noises), np.cumsum([part.size for part in parts])[:-1])
+            for part, share in zip(parts, shares, strict=True):
+                part[...] = share.reshape(part.shape)
+
+        return trainer.train_private_steps(**given, draw_noise=draw)
     return trainer.train_round(**given, noise=noise_of_tff(plan, user, len(weights)))
 
 

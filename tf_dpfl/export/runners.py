@@ -17,7 +17,7 @@ from tf_dpfl.protocol import signatures
 from tf_dpfl.protocol.errors import ExportError
 from tf_dpfl.protocol.interpreter import load_interpreter
 from tf_dpfl.protocol.plan import Plan
-from tf_dpfl.protocol.tensors import Float32
+from tf_dpfl.protocol.tensors import Float32, TensorLayout
 
 Arrays = Mapping[str, Any]
 
@@ -61,7 +61,8 @@ def tensorflow_runner(model: tf.keras.Model, plan: Plan) -> Runner:
     step = (tensor_specs(interface.tensors, size), tf.TensorSpec([size], tf.float32), scalar)
     uniforms = random_specs(interface, size)
     train = _trace(computation.train_batch, *step, *uniforms)
-    train_dp = _trace(computation.train_dp_batch, *step, scalar, vector, *uniforms)
+    shares = [tf.TensorSpec(shape, tf.float32) for shape in computation.layout.shapes]
+    train_dp = _trace(computation.train_dp_batch, *step, scalar, shares, *uniforms)
     infer = _trace(
         lambda inputs: keras([inputs[tensor.name] for tensor in interface.inputs], training=False),
         tensor_specs(interface.inputs, None),
@@ -85,7 +86,7 @@ def tensorflow_runner(model: tf.keras.Model, plan: Plan) -> Runner:
             weight,
             np.float32(rate),
             np.float32(clip_norm),
-            noise,
+            computation.layout.split(noise),
             *random_of(batch),
         ),
         infer=infer,
@@ -101,8 +102,8 @@ def _trace(function: Callable[..., Any], *specs: Any) -> Callable[..., Any]:
     return lambda *values: np.array(traced(*tf.nest.map_structure(tf.constant, values)))
 
 
-def interpreter_runner(content: bytes) -> Runner:
-    """`client.tflite` in the interpreter a device would use.
+def interpreter_runner(content: bytes, layout: TensorLayout) -> Runner:
+    """`client.tflite` of a model with `layout` in the interpreter a device would use.
 
     Raises ExportError unless the file has exactly the signatures of the protocol;
     so do the runner's functions when the interpreter gives up.
@@ -126,7 +127,8 @@ def interpreter_runner(content: bytes) -> Runner:
         batch: Arrays, weight: Float32, rate: float, clip_norm: float, noise: Float32
     ) -> None:
         arguments = {**batch, "weight": weight, "learning_rate": np.float32(rate)}
-        arguments |= {"clip_norm": np.float32(clip_norm), "noise": noise}
+        arguments |= {"clip_norm": np.float32(clip_norm)}
+        arguments |= signatures.noise_inputs(layout.split(noise))
         run[signatures.TRAIN_DP](**arguments)
 
     return Runner(
