@@ -291,6 +291,21 @@ def test_a_file_without_private_steps_is_refused(client_files: Path, task: Signe
         Trainer(sign_task(client_files).client, task.manifest)
 
 
+def test_a_file_with_the_noise_in_one_vector_is_refused_by_name(
+    task: SignedTask, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As the releases before exported it."""
+    file = StepFile(task, lambda noise, **_: noise)
+    inputs = inputs_of_step(task)
+    old = {name: entry for name, entry in inputs.items() if not name.startswith("noise_")}
+    old["noise"] = (task.weights.shape, np.float32)
+    run = SignatureOf(lambda **_: {}, old)
+    monkeypatch.setattr(file, "get_signature_runner", lambda name: run)
+    monkeypatch.setattr("mobile_client.trainer.load_interpreter", lambda _: file)
+    with pytest.raises(TaskError, match=r"\['noise_0'.*\['noise'\].*export it again"):
+        Trainer(b"", task.manifest)
+
+
 @pytest.mark.parametrize("value", [np.nan, np.inf, 3e38])
 def test_training_that_diverges_sends_nothing(
     task: SignedTask, examples: Any, value: float

@@ -86,7 +86,11 @@ def fill_with_noise(
 
     Args:
       parts: float32 arrays of any shapes, each contiguous.
-      stddev, random_bytes: as for `gaussian_noise`, as is what is raised.
+      stddev, random_bytes: as for `gaussian_noise`.
+
+    Raises:
+      ValueError: a part is not contiguous.
+      OSError, StateError: as `gaussian_noise`.
     """
     require_finite_nonnegative("stddev", stddev)
     if stddev == 0:
@@ -95,8 +99,9 @@ def fill_with_noise(
         return
     targets = []
     for part in parts:
-        targets.append(part.view())
-        targets[-1].shape = (part.size,)  # raises where it would need a copy
+        if not part.flags.c_contiguous:  # a copy would be filled in its place
+            raise ValueError(f"a part of shape {part.shape} is not contiguous; pass whole arrays")
+        targets.append(part.reshape(-1))
     size = sum(map(len, targets))
     key_stream = _key_stream(random_bytes)
     scale = stddev / math.sqrt(DRAWS_PER_VALUE)
