@@ -29,6 +29,8 @@ class TrainingStep:
     def __init__(self, interpreter: Any, name: str):
         self._interpreter, self._name = interpreter, name
         self._inputs: dict[str, Any] = interpreter.get_signature_runner(name).get_input_details()
+        self._noise = [n for n in signatures.noise_inputs(self._inputs) if n in self._inputs]
+        self._others = self._inputs.keys() - set(self._noise)
         self._primary = {detail["name"] for detail in self._inputs.values()} == {
             detail["name"] for detail in interpreter.get_input_details()
         }
@@ -52,7 +54,7 @@ class TrainingStep:
                 "release; export it again"
             )
         for name, shape in shares.items():
-            size = tuple(self._inputs[name]["shape"])
+            size = tuple(map(int, self._inputs[name]["shape"]))
             if size != shape:
                 raise TaskError(f"{CLIENT_FILE}: {name} is {size}, the manifest's layout {shape}")
 
@@ -61,14 +63,15 @@ class TrainingStep:
 
         Views of the interpreter's memory: let them go before anything else is run.
         """
-        names = signatures.noise_inputs(self._inputs)
-        return [self._memory(name) for name in names if name in self._inputs]
+        return [self._memory(name) for name in self._noise]
 
     def write(self, inputs: Mapping[str, Any]) -> None:
         """Gives all other inputs: arrays and NumPy scalars.
 
-        Raises ValueError on another shape or type, KeyError on an unknown name.
+        Raises ValueError unless they are exactly those of the file, in shape and type too.
         """
+        if inputs.keys() != self._others:  # what is missing would be left from before
+            raise ValueError(f"inputs {sorted(inputs)}, the file takes {sorted(self._others)}")
         for name, value in inputs.items():
             memory = self._memory(name)
             if (memory.shape, memory.dtype) != (value.shape, value.dtype):
