@@ -7,7 +7,12 @@ from collections.abc import Callable
 from mobile_client.trainer import Trainer
 from tf_dpfl.protocol.examples import Examples
 from tf_dpfl.protocol.manifest import Manifest
-from tf_dpfl.protocol.noise import gaussian_noise, noise_stddev_of_share, noise_stddev_of_sum
+from tf_dpfl.protocol.noise import (
+    fill_with_noise,
+    gaussian_noise,
+    noise_stddev_of_share,
+    noise_stddev_of_sum,
+)
 from tf_dpfl.protocol.tensors import Float32
 
 
@@ -39,7 +44,9 @@ def make_report(
         return trainer.train_private_steps(
             weights=weights,
             examples=examples,
-            draw_noise=lambda: gaussian_noise(size, stddev=of_step, random_bytes=random_bytes),
+            draw_noise=lambda parts: fill_with_noise(
+                parts, stddev=of_step, random_bytes=random_bytes
+            ),
             optimizer_state=optimizer_state,
             random_bytes=random_bytes,
         )

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from mobile_client import probe
+from mobile_client.step import TrainingStep
 from tf_dpfl.protocol import signatures
 from tf_dpfl.protocol.clipping import LARGEST_NORM
 from tf_dpfl.protocol.errors import TaskError
@@ -22,9 +23,10 @@ from tf_dpfl.protocol.tensors import Float32
 # Float32 rounding of clipped + noise, relative to what is rounded.
 _ROUNDING = 1e-6
 
+# The signatures that a round runs: the step, and what is around it.
 _NEEDED = {
-    "user": (signatures.SET_WEIGHTS, signatures.TRAIN, signatures.PRIVATIZE_UPDATE),
-    "example": (signatures.SET_WEIGHTS, signatures.TRAIN_DP, signatures.GET_WEIGHTS),
+    "user": (signatures.TRAIN, signatures.SET_WEIGHTS, signatures.PRIVATIZE_UPDATE),
+    "example": (signatures.TRAIN_DP, signatures.SET_WEIGHTS, signatures.GET_WEIGHTS),
 }
 _NEEDED_TO_KEEP = (signatures.SET_OPTIMIZER_STATE, signatures.GET_OPTIMIZER_STATE)
 
@@ -37,9 +39,10 @@ class Trainer:
     """
 
     def __init__(self, model: bytes, manifest: Manifest):
-        """Loads the file. Raises TaskError when it lacks a signature."""
+        """Loads the file. Raises TaskError when it lacks a signature, or takes other inputs."""
         self._plan = manifest.plan
         self._interface = manifest.interface
+        self._layout = manifest.layout
         self._size = manifest.layout.size
         try:
             self._interpreter = load_interpreter(model)
@@ -52,7 +55,14 @@ class Trainer:
         missing = [name for name in needed if name not in present]
         if missing:
             raise TaskError(f"{CLIENT_FILE}: lacks the signatures {', '.join(missing)}")
-        self._run = {name: self._interpreter.get_signature_runner(name) for name in needed}
+        step = needed[0]
+        try:
+            self._step = TrainingStep(self._interpreter, step)
+        except (ValueError, RuntimeError) as error:
+            raise TaskError(f"{CLIENT_FILE}: {step} can not be run here: {error}") from None
+        private = step == signatures.TRAIN_DP
+        names = self._inputs_of_step() | ({"clip_norm"} if private else set())
+        self._step.check_inputs(names, noise=manifest.layout if private else None)
         self._probed = False
 
     def train_round(
@@ -86,8 +96,10 @@ class Trainer:
         try:
             self._start_from(weights, optimizer_state)
             for batch in self._batches(examples, random_bytes):
-                self._run[signatures.TRAIN](**batch, learning_rate=rate)
-            update: Float32 = self._run[signatures.PRIVATIZE_UPDATE](
+                self._step.write({**batch, "learning_rate": rate})
+                self._step.run()
+            update: Float32 = self._run(
+                signatures.PRIVATIZE_UPDATE,
                 initial=weights,
                 clip_norm=np.float32(self._plan.privacy.clip_norm),
                 noise=noise,
@@ -103,7 +115,7 @@ class Trainer:
         *,
         weights: Float32,
         examples: Examples,
-        draw_noise: Callable[[], Float32],
+        draw_noise: Callable[[Sequence[Float32]], None],
         optimizer_state: Float32 | None = None,
         random_bytes: Callable[[int], bytes] = os.urandom,
     ) -> Float32:
@@ -111,7 +123,8 @@ class Trainer:
 
         Args:
           weights, examples, optimizer_state, random_bytes: as for `train_round`.
-          draw_noise: gives fresh noise of the plan's scale for each step, float32 [d].
+          draw_noise: fills arrays, one a variable in the layout's order and shapes, with
+            fresh noise of the plan's scale for each step. It must not keep them.
 
         Returns:
           float32 [d], of finite norm. It is private already: each step clipped its
@@ -125,8 +138,8 @@ class Trainer:
             self._probe_once(weights, examples, random_bytes)
             self._start_from(weights, optimizer_state)
             for batch in self._batches(examples, random_bytes):
-                self._private_step(batch, noise=draw_noise())
-            trained: Float32 = self._run[signatures.GET_WEIGHTS]()["weights"]
+                self._private_step(batch, draw_noise)
+            trained: Float32 = self._run(signatures.GET_WEIGHTS)["weights"]
         except (ValueError, RuntimeError, KeyError) as error:
             raise TaskError(f"{CLIENT_FILE}: training failed: {error!r}") from None
         self._check_shape(trained)
@@ -145,7 +158,7 @@ class Trainer:
         `before`, what it went on from, is given back where the new one is not finite.
         """
         try:
-            state = np.array(self._run[signatures.GET_OPTIMIZER_STATE]()["state"], np.float32)
+            state = np.array(self._run(signatures.GET_OPTIMIZER_STATE)["state"], np.float32)
         except (ValueError, RuntimeError, KeyError) as error:
             raise TaskError(f"{CLIENT_FILE}: training failed: {error!r}") from None
         if state.shape != before.shape:
@@ -155,20 +168,31 @@ class Trainer:
             )
         return state if np.isfinite(state).all() else before
 
+    def _inputs_of_step(self) -> set[str]:
+        """What `train` takes."""
+        random = {"random"} if self._interface.random_values else set()
+        tensors = {tensor.name for tensor in self._interface.tensors}
+        return tensors | random | {"weight", "learning_rate"}
+
+    def _run(self, signature: str, **inputs: Any) -> Mapping[str, Any]:
+        """Runs a signature other than the step; see `TrainingStep` for why none is kept."""
+        outputs: Mapping[str, Any] = self._interpreter.get_signature_runner(signature)(**inputs)
+        return outputs
+
     def _start_from(self, weights: Float32, optimizer_state: Float32 | None = None) -> None:
-        size = int(self._run[signatures.SET_WEIGHTS](weights=weights)["size"])
+        size = int(self._run(signatures.SET_WEIGHTS, weights=weights)["size"])
         if size != self._size:
             raise TaskError(
                 f"{CLIENT_FILE}: has {size} weights, the manifest's layout has {self._size}"
             )
         if optimizer_state is not None:
-            self._run[signatures.SET_OPTIMIZER_STATE](state=optimizer_state)
+            self._run(signatures.SET_OPTIMIZER_STATE, state=optimizer_state)
 
     def _private_step(
         self,
         batch: Mapping[str, NDArray[Any]],
+        draw_noise: Callable[[Sequence[Float32]], None],
         *,
-        noise: Float32,
         learning_rate: np.float32 | None = None,
         clip_norm: np.float32 | None = None,
     ) -> None:
@@ -177,9 +201,9 @@ class Trainer:
             learning_rate = np.float32(self._plan.local_training.learning_rate)
         if clip_norm is None:
             clip_norm = np.float32(self._plan.privacy.clip_norm)
-        self._run[signatures.TRAIN_DP](
-            **batch, learning_rate=learning_rate, clip_norm=clip_norm, noise=noise
-        )
+        draw_noise(self._step.noise())
+        self._step.write({**batch, "learning_rate": learning_rate, "clip_norm": clip_norm})
+        self._step.run()
 
     def _probe_once(
         self, weights: Float32, examples: Examples, random_bytes: Callable[[int], bytes]
@@ -190,8 +214,13 @@ class Trainer:
 
         def step(batch: Any, rate: np.float32, clip_norm: np.float32, noise: Float32) -> Float32:
             self._start_from(weights)
-            self._private_step(batch, noise=noise, learning_rate=rate, clip_norm=clip_norm)
-            after: Float32 = self._run[signatures.GET_WEIGHTS]()["weights"]
+
+            def give(parts: Sequence[Float32]) -> None:
+                for part, share in zip(parts, self._layout.split(noise)):
+                    np.copyto(part, share)
+
+            self._private_step(batch, give, learning_rate=rate, clip_norm=clip_norm)
+            after: Float32 = self._run(signatures.GET_WEIGHTS)["weights"]
             self._check_shape(after)
             return after
 

@@ -1,8 +1,8 @@
 """Writes what the systems of `./run bench device` read: `python files.py OUT MODEL:BATCH...`.
 
 For each pair OUT/MODEL-BATCH/ with client.tflite (of a plan with the unit
-"example"), batch.npz (x, y), weights.npy and facts.json (sizes, the method of
-`train_dp`).
+"example"), user.tflite (of the same with the unit "user"), batch.npz (x, y),
+weights.npy and facts.json (sizes, the method of `train_dp`).
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from tf_dpfl.protocol import signatures
 from tf_dpfl.protocol.plan import Plan, plan_from_dict
 
 
-def _plan(batch: int) -> Plan:
+def _plan(batch: int, unit: str) -> Plan:
     return plan_from_dict(
         {
             "version": 1,
@@ -42,7 +42,7 @@ def _plan(batch: int) -> Plan:
                 "delta": 1e-4,
                 "smallest_cohort": 5,
                 "noise_multiplier": 1.0,
-                "unit": "example",
+                "unit": unit,
             },
             "server": {"rounds": 1},
         }
@@ -52,7 +52,7 @@ def _plan(batch: int) -> Plan:
 def write(out: Path, name: str, batch: int) -> None:
     """The folder of one workload."""
     tf.keras.utils.set_random_seed(1)
-    model, plan, rng = MODELS[name](), _plan(batch), np.random.default_rng(1)
+    model, plan, rng = MODELS[name](), _plan(batch, "example"), np.random.default_rng(1)
     shape: tuple[Any, ...] = (batch, *model.input_shape[1:])
     x = (
         rng.integers(0, VOCABULARY[name], shape).astype(np.int32)
@@ -66,6 +66,7 @@ def write(out: Path, name: str, batch: int) -> None:
     computation = ClientComputation(model, plan.local_training, op_gradients=op_gradients())
     client = build_client_tflite(model, plan)
     (out / "client.tflite").write_bytes(client)
+    (out / "user.tflite").write_bytes(build_client_tflite(model, _plan(batch, "user")))
     infer = infer_signature(computation.infer, computation.interface.inputs)
     inference = convert(computation, {signatures.INFER: infer}, model=model, variables_change=False)
     facts = {

@@ -1,4 +1,4 @@
-"""Steps of `client.tflite` in an interpreter, and the noise of a step by itself."""
+"""Steps of client files in an interpreter, as a device runs them, and the noise of a step."""
 
 from __future__ import annotations
 
@@ -7,38 +7,56 @@ from pathlib import Path
 
 import numpy as np
 
+from mobile_client.step import TrainingStep
 from tf_dpfl.protocol import signatures
 from tf_dpfl.protocol.interpreter import load_interpreter
-from tf_dpfl.protocol.noise import gaussian_noise
+from tf_dpfl.protocol.noise import fill_with_noise, gaussian_noise
 
 RATE, CLIP_NORM = np.float32(0.01), np.float32(1.0)
 
 
-def tflite_sgd(folder: Path) -> Callable[[], object]:
-    """One call of `train`."""
-    return _step(folder, signatures.TRAIN, {})
+class Step:
+    """One step on the batch of `folder`: its inputs are handed over and it is run.
+
+    `prepare` does before each what a device does while it draws the noise: the values
+    go straight to where the step reads them, so that nothing is left to hand over. The
+    values are drawn once.
+    """
+
+    def __init__(self, folder: Path, file: str, signature: str, **more: np.float32):
+        self._interpreter = load_interpreter((folder / file).read_bytes())
+        self._interpreter.get_signature_runner(signatures.SET_WEIGHTS)(
+            weights=np.load(folder / "weights.npy")
+        )
+        self._step = TrainingStep(self._interpreter, signature)
+        with np.load(folder / "batch.npz") as batch:
+            self._inputs = {**batch, **more, "learning_rate": RATE}
+        self._inputs["weight"] = np.ones(len(self._inputs["y"]), np.float32)
+        self._noise = [np.empty_like(part) for part in self._step.noise()]
+        fill_with_noise(self._noise, stddev=1.0)
+
+    def prepare(self) -> None:
+        """Puts the noise in place."""
+        for part, values in zip(self._step.noise(), self._noise):
+            np.copyto(part, values)
+
+    def __call__(self) -> None:
+        """What is timed."""
+        self._step.write(self._inputs)
+        self._step.run()
 
 
-def tflite_dp(folder: Path) -> Callable[[], object]:
-    """One call of `train_dp`; its noise is made once."""
-    noise = np.zeros_like(np.load(folder / "weights.npy"))
-    return _step(folder, signatures.TRAIN_DP, {"clip_norm": CLIP_NORM, "noise": noise})
+def tflite_sgd(folder: Path) -> Step:
+    """The step of the plan with the unit "user"."""
+    return Step(folder, "user.tflite", signatures.TRAIN)
+
+
+def tflite_dp(folder: Path) -> Step:
+    """The step of the plan with the unit "example"."""
+    return Step(folder, "client.tflite", signatures.TRAIN_DP, clip_norm=CLIP_NORM)
 
 
 def noise(folder: Path) -> Callable[[], object]:
     """The noise of one step."""
     size = len(np.load(folder / "weights.npy", mmap_mode="r"))
     return lambda: gaussian_noise(size, stddev=1.0)
-
-
-def _step(folder: Path, signature: str, more: dict[str, object]) -> Callable[[], object]:
-    interpreter = load_interpreter((folder / "client.tflite").read_bytes())
-    interpreter.get_signature_runner(signatures.SET_WEIGHTS)(
-        weights=np.load(folder / "weights.npy")
-    )
-    with np.load(folder / "batch.npz") as batch:
-        inputs = {**batch, **more, "learning_rate": RATE}
-    inputs["weight"] = np.ones(len(inputs["y"]), np.float32)
-    run = interpreter.get_signature_runner(signature)
-    # The runner refers to its interpreter weakly.
-    return lambda kept=interpreter: run(**inputs)

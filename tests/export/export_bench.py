@@ -62,13 +62,13 @@ def plan_of(
     )
 
 
-def on_each_interpreter(content: bytes, plan: Plan) -> list[Runner]:
+def on_each_interpreter(content: bytes, model: tf.keras.Model, plan: Plan) -> list[Runner]:
     """`content` in the interpreter of every package that carries one."""
     devices = []
     with pytest.MonkeyPatch.context() as patch:
         for package in PACKAGES:
             patch.setenv(CHOICE_VARIABLE, package)
-            devices.append(interpreter_runner(content, plan))
+            devices.append(interpreter_runner(content, model, plan))
     return devices
 
 

@@ -32,7 +32,8 @@ def test_twenty_steps_give_tensorflows_weights(name: str, optimizer: str) -> Non
     content = build_client_tflite(model, plan)
     assert all(op.is_builtin for op in operators_of(content))
 
-    device, reference = interpreter_runner(content, plan), tensorflow_runner(model, plan)
+    device = interpreter_runner(content, model, plan)
+    reference = tensorflow_runner(model, plan)
     initial = reference.get_weights()
     device.set_weights(initial)
     rng = np.random.default_rng(1)

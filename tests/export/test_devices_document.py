@@ -54,7 +54,11 @@ def of_file() -> Rows:
         for way, details in sides.items():
             for tensor, detail in details.items():
                 shape = tuple(int(size) for size in detail["shape_signature"])
-                letters = "[B, ...]" if tensor == "y" else shapes[shape]
+                letters = "[B, ...]" if tensor == "y" else shapes.get(shape)
+                if tensor.startswith("noise_"):
+                    assert shape == model.trainable_variables[int(tensor[6:])].shape
+                    tensor, letters = "noise_i", "[s_i]"
+                assert letters is not None, (name, tensor)
                 rows[name, way, tensor] = np.dtype(detail["dtype"]).name, letters
     return rows
 

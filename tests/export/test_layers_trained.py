@@ -28,7 +28,7 @@ def check_twenty_steps(model: tf.keras.Model) -> None:
     plan = plan_of(batch_size=BATCH, unit="example", delta=1e-4)
     content = build_client_tflite(model, plan)
     assert all(op.is_builtin for op in operators_of(content))
-    devices = on_each_interpreter(content)
+    devices = on_each_interpreter(content, model, plan)
     initial = flat(model.trainable_variables).astype(np.float32)
     examples = RandomExamples(model, plan.local_training)
     rng = np.random.default_rng(11)
@@ -106,7 +106,7 @@ def test_a_sequence_of_classes_a_softmax_end_and_the_proximal_term_are_verified(
 def test_frozen_weights_are_not_sent_and_are_in_the_file() -> None:
     model = LAYERS["frozen"]()
     plan = plan_of(batch_size=BATCH)
-    interface = interpreter_runner(build_client_tflite(model, plan), plan)
+    interface = interpreter_runner(build_client_tflite(model, plan), model, plan)
     trainable = sum(int(np.prod(v.shape)) for v in model.trainable_variables)
     assert interface.get_weights().shape == (trainable,)
     assert trainable < model.count_params()

@@ -35,7 +35,8 @@ def example_plan(**local_training: Any) -> Any:
 @pytest.mark.parametrize("method", ["one_pass", "loop"])
 def test_one_example_moves_the_weights_by_its_clipped_share_alone(method: str) -> None:
     model, plan = LAYERS["conv2d groups"](), example_plan()
-    device = interpreter_runner(build_client_tflite(model, plan, dp_method=method), plan)
+    content = build_client_tflite(model, plan, dp_method=method)
+    device = interpreter_runner(content, model, plan)
     start = flat(model.trainable_variables).astype(np.float32)
     nothing = np.zeros_like(start)
     batch = RandomExamples(model, plan.local_training).batch(np.random.default_rng(1), BATCH)

@@ -72,6 +72,11 @@ CASES: dict[str, tuple[Callable[..., Any], tuple[Any, ...], str]] = {
     "at most": (lambda a: tf.cast(a <= 0.5, tf.float32), (spec(4, 3),), "CAST"),
     "pad": (lambda a: tf.pad(a, [[0, 1], [2, 0]]), (spec(4, 3),), "PAD"),
     "slice": (lambda a: a[1:3, :, -2:], (spec(4, 3, 5),), "STRIDED_SLICE"),
+    "slice of integers": (
+        lambda a: tf.cast(tf.cast(a, tf.int32)[:, 1:], tf.float32),
+        (spec(4, 3),),
+        "STRIDED_SLICE",
+    ),
     "one row": (lambda a: a[:, -1], (spec(4, 3, 5),), "STRIDED_SLICE"),
     "the only row": (lambda a: a[:, 0], (spec(4, 1, 5),), "STRIDED_SLICE"),
     "turned product": (

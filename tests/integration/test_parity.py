@@ -119,7 +119,13 @@ def report_of_device(trainer, plan, weights, examples, user):
     given = {"weights": weights, "examples": examples}
     if plan.privacy.unit == "example":
         noises = step_noises_of_tff(plan, user, len(weights))
-        return trainer.train_private_steps(**given, draw_noise=lambda: next(noises))
+
+        def draw(parts):
+            shares = np.split(next(noises), np.cumsum([part.size for part in parts])[:-1])
+            for part, share in zip(parts, shares, strict=True):
+                part[...] = share.reshape(part.shape)
+
+        return trainer.train_private_steps(**given, draw_noise=draw)
     return trainer.train_round(**given, noise=noise_of_tff(plan, user, len(weights)))
 
 
@@ -227,6 +233,11 @@ def test_kept_optimizer_states_are_the_same_in_tff_and_on_devices(tmp_path, opti
 
     trainer = Trainer((tmp_path / "task" / CLIENT_FILE).read_bytes(), manifest)
     nothing = np.zeros(manifest.layout.size, np.float32)
+
+    def no_noise(parts):
+        for part in parts:
+            part.fill(0)
+
     weights, own = flat(model.trainable_variables), np.zeros((USERS, size), np.float32)
     for users in cohorts:
         total = np.zeros_like(weights)
@@ -237,7 +248,7 @@ def test_kept_optimizer_states_are_the_same_in_tff_and_on_devices(tmp_path, opti
                 "optimizer_state": own[user],
             }
             if unit == "example":
-                total += trainer.train_private_steps(**given, draw_noise=lambda: nothing)
+                total += trainer.train_private_steps(**given, draw_noise=no_noise)
             else:
                 total += trainer.train_round(**given, noise=nothing)
             own[user] = trainer.optimizer_state(before=own[user])

@@ -6,6 +6,7 @@ the report (`update`), and the noise and uniforms that this Python draws.
 
 import sys
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -38,7 +39,12 @@ def main(task: Path, inputs: Path, out: Path) -> None:
     }
     if manifest.plan.privacy.unit == "example":
         draws = iter(noises)
-        update = trainer.train_private_steps(**common, draw_noise=lambda: next(draws))
+
+        def draw(parts: Any) -> None:
+            for part, share in zip(parts, manifest.layout.split(next(draws))):
+                part[...] = share
+
+        update = trainer.train_private_steps(**common, draw_noise=draw)
     else:
         update = trainer.train_round(**common, noise=noises[0])
     key = bytes(range(32))

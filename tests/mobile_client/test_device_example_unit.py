@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 import pytest
 from device_bench import Bench
+from device_fakes import SignatureOf, giving, inputs_of_step
 from device_oracle import train_mlp_privately
 from device_server import TestServer
 from device_task import SignedTask, save_examples, sign_task
@@ -21,6 +22,7 @@ from mobile_client.trainer import Trainer
 from tf_dpfl.protocol.errors import BudgetError, TaskError
 from tf_dpfl.protocol.examples import Examples, read_arrays
 from tf_dpfl.protocol.gaussian import gaussian_epsilon
+from tf_dpfl.protocol.signatures import noise_inputs
 
 pytestmark = pytest.mark.usefixtures("each_interpreter")
 
@@ -57,7 +59,7 @@ def test_a_round_is_dp_sgd_in_numpy_with_a_draw_for_each_step(
     given = noises(len(task.weights), scale=0.2)
     drawn = iter(given)
     update = Trainer(task.client, task.manifest).train_private_steps(
-        weights=task.weights, examples=part, draw_noise=lambda: next(drawn)
+        weights=task.weights, examples=part, draw_noise=giving(lambda: next(drawn))
     )
     steps = 2 * math.ceil(count / BATCH)
     assert len(list(drawn)) == STEPS - steps  # one draw a step, none twice
@@ -74,7 +76,7 @@ def test_without_noise_no_example_moves_the_report_by_more_than_its_clipped_shar
     task = sign_task(client_files, "mlp-example", privacy={"clip_norm": 1e-3})
     trainer, nothing = Trainer(task.client, task.manifest), np.zeros_like(task.weights)
     update = trainer.train_private_steps(
-        weights=task.weights, examples=examples, draw_noise=lambda: nothing
+        weights=task.weights, examples=examples, draw_noise=giving(lambda: nothing)
     )
     rate = task.manifest.plan.local_training.learning_rate
     largest = rate / BATCH * 1e-3 * 2 * len(examples["y"])
@@ -174,22 +176,23 @@ def test_who_wants_all_of_its_data_protected_can_refuse_such_plans(
 class StepFile:
     """In the interpreter's place: a file whose steps are `gradient_and_noise` over B."""
 
-    def __init__(self, size: int, step: Callable[..., np.ndarray]):
-        self._weights = np.zeros(size, np.float32)
-        self.sets = 0
+    def __init__(self, task: SignedTask, step: Callable[..., np.ndarray]):
+        self._weights = np.zeros_like(task.weights)
+        self._layout, self.sets = task.manifest.layout, 0
 
         def set_weights(weights: np.ndarray) -> dict[str, Any]:
             self._weights, self.sets = weights.copy(), self.sets + 1
             return {"size": np.int32(len(weights))}
 
         def train_dp(learning_rate: float, **inputs: Any) -> dict[str, Any]:
-            move = learning_rate / BATCH * step(**inputs)
+            parts = [inputs.pop(name) for name in noise_inputs(self._layout.shapes)]
+            move = learning_rate / BATCH * step(noise=self._layout.join(parts), **inputs)
             self._weights = (self._weights - move).astype(np.float32)
             return {"done": np.int32(BATCH)}
 
         self._runners = {
             "set_weights": set_weights,
-            "train_dp": train_dp,
+            "train_dp": SignatureOf(train_dp, inputs_of_step(task)),
             "get_weights": lambda: {"weights": self._weights.copy()},
         }
 
@@ -198,6 +201,9 @@ class StepFile:
 
     def get_signature_runner(self, name: str) -> Any:
         return self._runners[name]
+
+    def get_input_details(self) -> list[Any]:
+        return []  # of the primary subgraph, which is another one
 
 
 def gradients(weight: np.ndarray, noise: np.ndarray, *, norm: float) -> np.ndarray:
@@ -231,16 +237,16 @@ def test_a_file_that_does_not_clip_or_add_the_noise_is_caught_before_it_trains(
     step: Callable[..., np.ndarray],
     scale: float,
 ) -> None:
-    file = StepFile(len(task.weights), step)
+    file = StepFile(task, step)
     monkeypatch.setattr("mobile_client.trainer.load_interpreter", lambda _: file)
     trainer = Trainer(b"", task.manifest)
-    drawn: list[int] = []
+    drawn: list[Any] = []
     for _ in range(2):  # not only the first time
         with pytest.raises(TaskError, match="does not clip, or does not add the noise"):
             trainer.train_private_steps(
                 weights=task.weights * np.float32(scale),
                 examples=examples,
-                draw_noise=lambda: drawn.append(1),  # type: ignore[arg-type, func-returns-value]
+                draw_noise=drawn.append,
             )
     assert drawn == []
 
@@ -254,7 +260,9 @@ def test_a_right_file_passes_its_trial_at_any_scale(
     task = sign_task(client_files, model, privacy={"clip_norm": clip_norm})
     noise = np.zeros_like(task.weights)
     update = Trainer(task.client, task.manifest).train_private_steps(
-        weights=task.weights * np.float32(scale), examples=examples, draw_noise=lambda: noise
+        weights=task.weights * np.float32(scale),
+        examples=examples,
+        draw_noise=giving(lambda: noise),
     )
     assert np.isfinite(update).all()
 
@@ -263,7 +271,7 @@ def test_a_file_is_tried_once_for_all_devices_of_a_process(
     task: SignedTask, examples: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     file = StepFile(
-        len(task.weights),
+        task,
         lambda weight, clip_norm, noise, **_: gradients(weight, noise, norm=clip_norm) + noise,
     )
     monkeypatch.setattr("mobile_client.trainer.load_interpreter", lambda _: file)
@@ -272,7 +280,7 @@ def test_a_file_is_tried_once_for_all_devices_of_a_process(
     for _ in range(3):
         before = file.sets
         trainer.train_private_steps(
-            weights=task.weights, examples=examples, draw_noise=lambda: noise
+            weights=task.weights, examples=examples, draw_noise=giving(lambda: noise)
         )
         sets.append(file.sets - before)
     assert sets[0] > 1 and sets[1:] == [1, 1]
@@ -281,6 +289,21 @@ def test_a_file_is_tried_once_for_all_devices_of_a_process(
 def test_a_file_without_private_steps_is_refused(client_files: Path, task: SignedTask) -> None:
     with pytest.raises(TaskError, match="train_dp"):
         Trainer(sign_task(client_files).client, task.manifest)
+
+
+def test_a_file_with_the_noise_in_one_vector_is_refused_by_name(
+    task: SignedTask, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As the releases before exported it."""
+    file = StepFile(task, lambda noise, **_: noise)
+    inputs = inputs_of_step(task)
+    old = {name: entry for name, entry in inputs.items() if not name.startswith("noise_")}
+    old["noise"] = (task.weights.shape, np.float32)
+    run = SignatureOf(lambda **_: {}, old)
+    monkeypatch.setattr(file, "get_signature_runner", lambda name: run)
+    monkeypatch.setattr("mobile_client.trainer.load_interpreter", lambda _: file)
+    with pytest.raises(TaskError, match=r"\['noise_0'.*\['noise'\].*export it again"):
+        Trainer(b"", task.manifest)
 
 
 @pytest.mark.parametrize("value", [np.nan, np.inf, 3e38])
@@ -292,5 +315,5 @@ def test_training_that_diverges_sends_nothing(
         trainer.train_private_steps(
             weights=task.weights,
             examples=examples,
-            draw_noise=lambda: np.full_like(task.weights, value),
+            draw_noise=giving(lambda: np.full_like(task.weights, value)),
         )

@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 import pytest
 from device_bench import Bench
+from device_fakes import SignatureOf, inputs_of_step
 from device_oracle import train_mlp
 from device_server import TestServer
 from device_task import SignedTask, save_examples, sign_task
@@ -107,7 +108,7 @@ class BrokenFile:
     def __init__(self, task: SignedTask, privatize: Any):
         self._runners = {
             "set_weights": lambda weights: {"size": np.int32(len(weights))},
-            "train": lambda **_: {"loss": np.float32(0)},
+            "train": SignatureOf(lambda **_: {"loss": np.float32(0)}, inputs_of_step(task)),
             "privatize_update": lambda **inputs: {"update": privatize(**inputs)},
         }
 
@@ -116,6 +117,9 @@ class BrokenFile:
 
     def get_signature_runner(self, name: str) -> Any:
         return self._runners[name]
+
+    def get_input_details(self) -> list[Any]:
+        return []  # of the primary subgraph, which is another one
 
 
 @pytest.mark.parametrize(

@@ -13,6 +13,7 @@ from scipy import stats
 from tf_dpfl.protocol import noise
 from tf_dpfl.protocol.errors import StateError
 from tf_dpfl.protocol.noise import (
+    fill_with_noise,
     gaussian_noise,
     noise_stddev_of_share,
     noise_stddev_of_sum,
@@ -75,6 +76,25 @@ def test_numpy_seeds_have_no_say():
     first = gaussian_noise(64, stddev=1.0)
     np.random.seed(1)  # noqa: NPY002
     assert not np.array_equal(first, gaussian_noise(64, stddev=1.0))
+
+
+@pytest.mark.parametrize("shapes", [[(9000,)], [(3, 1365), (), (2, 1, 5), (0,), (4900,)]])
+def test_parts_are_filled_with_what_one_vector_would_get(shapes):
+    """Across the boundaries of chunks and parts; every value once."""
+    parts = [np.full(shape, np.nan, np.float32) for shape in shapes]
+    fill_with_noise(parts, stddev=2.0, random_bytes=seeded_bytes(3))
+    whole = gaussian_noise(sum(map(np.size, parts)), stddev=2.0, random_bytes=seeded_bytes(3))
+    np.testing.assert_array_equal(np.concatenate([part.ravel() for part in parts]), whole)
+    fill_with_noise(parts, stddev=0.0)
+    assert not any(part.any() for part in parts)
+
+
+def test_a_part_that_would_have_to_be_copied_is_refused():
+    """A copy would be filled in its place, and the part go out without noise."""
+    part = np.zeros((4, 6), np.float32)[:, :4]
+    with pytest.raises(ValueError, match="contiguous"):
+        fill_with_noise([part], stddev=1.0)
+    assert not part.any()
 
 
 def test_injected_bytes_give_the_same_noise():

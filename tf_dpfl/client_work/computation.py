@@ -141,7 +141,7 @@ class ClientComputation(tf.Module):
         weight: tf.Tensor,
         learning_rate: tf.Tensor,
         clip_norm: tf.Tensor,
-        noise: tf.Tensor,
+        noise: Sequence[tf.Tensor],
         random: tf.Tensor | None = None,
     ) -> tf.Tensor:
         """One step of DP-SGD (Abadi et al. 1607.00133); returns B, int32 [].
@@ -154,8 +154,8 @@ class ClientComputation(tf.Module):
           weight: float32 [B], 1 for an example and 0 for padding.
           learning_rate: float32 [].
           clip_norm: float32 [], the L2 norm one example's gradient is clipped to.
-          noise: float32 [d], already scaled to the standard deviation that the
-            sum of clipped gradients needs.
+          noise: float32, one tensor a variable in its shape, already scaled to the
+            standard deviation that the sum of clipped gradients needs.
           random: as for `train_batch`.
         """
         sums = clipped_gradient_sum(
@@ -168,7 +168,7 @@ class ClientComputation(tf.Module):
             op_gradients=self._op_gradients,
             method=self._dp_method or self.choose_dp_method().name,
         )
-        noisy = [total + share for total, share in zip(sums, self.split(noise))]
+        noisy = [total + share for total, share in zip(sums, noise)]
         self._optimizer.apply(noisy, learning_rate, scale=1.0 / self._batch_size)
         return tf.constant(self._batch_size, tf.int32)
 

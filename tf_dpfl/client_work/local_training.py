@@ -66,8 +66,9 @@ def train_locally(
         if private is None:
             done = computation.train_batch(batch, weight, learning_rate, uniforms)
         else:
+            noise = computation.split(private.noise(index))
             done = computation.train_dp_batch(
-                batch, weight, learning_rate, private.clip_norm, private.noise(index), uniforms
+                batch, weight, learning_rate, private.clip_norm, noise, uniforms
             )
         with tf.control_dependencies([done]):
             return (index + 1,)

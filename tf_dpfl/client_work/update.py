@@ -24,8 +24,21 @@ def sum_of_squares(values: tf.Tensor) -> tf.Tensor:
 
     Added up as a tree; the result has shape [...].
     """
-    *outer, size = values.shape
-    sums = tf.square(values)
+    return _tree_sum(tf.square(values))
+
+
+def sum_of_squares_of_matrices(values: tf.Tensor) -> tf.Tensor:
+    """The same over the last two axes of `values` (float32 [..., p, q], static)."""
+    *outer, rows, columns = values.shape
+    squares = tf.square(values)
+    if rows > _TERMS_PER_SUM:
+        return _tree_sum(tf.reshape(squares, [*outer, rows * columns]))
+    # Whole rows first: no copy into another shape.
+    return _tree_sum(tf.reduce_sum(squares, axis=-2))
+
+
+def _tree_sum(sums: tf.Tensor) -> tf.Tensor:
+    *outer, size = sums.shape
     while size > 1:
         terms = _terms_of_one_sum(size)
         if size % terms:

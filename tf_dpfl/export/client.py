@@ -20,6 +20,7 @@ from tf_dpfl.protocol.errors import ExportError
 from tf_dpfl.protocol.interface import ExampleInterface, ExampleTensor
 from tf_dpfl.protocol.manifest import DpMethod
 from tf_dpfl.protocol.plan import Plan
+from tf_dpfl.protocol.tensors import TensorLayout
 
 
 def build_client_tflite(
@@ -47,7 +48,8 @@ def build_client_tflite(
     )
     with _all_faults(model, computation, plan, rules):
         functions = _signatures(computation, plan)
-    return convert(computation, functions, model=model, variables_change=True)
+    step = signatures.step_of_unit(plan.privacy.unit)
+    return convert(computation, functions, model=model, variables_change=True, primary=step)
 
 
 def dp_method_of(model: tf.keras.Model, plan: Plan) -> DpMethod | None:
@@ -116,15 +118,16 @@ def _signatures(computation: ClientComputation, plan: Plan) -> dict[str, Any]:
             tf.TensorSpec([size], tf.float32, "state"),
         )
     if signatures.TRAIN_DP in signatures.of_plan(plan):
+        shares = noise_specs(computation.layout)
         functions[signatures.TRAIN_DP] = _concrete(
             lambda batch, weight, learning_rate, clip_norm, noise, random=None: {
                 "done": computation.train_dp_batch(
-                    batch, weight, learning_rate, clip_norm, noise, random
+                    batch, weight, learning_rate, clip_norm, [noise[n] for n in shares], random
                 )
             },
             *_step_specs(computation, batch_size),
             _scalar("clip_norm"),
-            vector("noise"),
+            shares,
             *random_specs(computation.interface, batch_size),
         )
     return functions
@@ -167,6 +170,12 @@ def random_specs(interface: ExampleInterface, batch_size: int) -> list[tf.Tensor
     """The spec of the input `random` where the model has random layers."""
     values = interface.random_values
     return [tf.TensorSpec([batch_size, values], tf.float32, "random")] if values else []
+
+
+def noise_specs(layout: TensorLayout) -> dict[str, tf.TensorSpec]:
+    """Name -> spec of the noise of each variable, in the layout's order."""
+    names = signatures.noise_inputs(layout.shapes)
+    return {name: tf.TensorSpec(shape, tf.float32, name) for name, shape in names.items()}
 
 
 def infer_signature(infer: Callable[[Any], Any], inputs: Sequence[ExampleTensor]) -> Any:

@@ -23,6 +23,7 @@ def convert(
     *,
     model: tf.keras.Model,
     variables_change: bool,
+    primary: str | None = None,
     configure: Callable[[Any], None] | None = None,
 ) -> bytes:
     """The TFLite file of concrete functions, made of builtin ops only.
@@ -33,6 +34,8 @@ def convert(
       model: the Keras model behind them, to name layers in errors.
       variables_change: whether the functions write variables; otherwise these
         become constants, which is smaller and can be quantized.
+      primary: the signature that interpreters are to run best, of functions that
+        write variables.
       configure: last word on the `tf.lite.TFLiteConverter`.
 
     Raises:
@@ -57,7 +60,7 @@ def convert(
             content: bytes = converter.convert()
         except ConverterError as error:
             raise ExportError(_explain(error, model)) from None
-    return tune(content) if variables_change else content
+    return tune(content, primary=primary) if variables_change else content
 
 
 def _explain(error: ConverterError, model: tf.keras.Model) -> str:

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import tensorflow as tf
 
-from tf_dpfl.client_work.computation import ClientComputation
+from tf_dpfl.client_work.computation import ClientComputation, layout_of
 from tf_dpfl.client_work.preparing import KerasModel, prepare_model
 from tf_dpfl.export.client import random_specs, tensor_specs
 from tf_dpfl.export.quiet import quiet
@@ -64,7 +64,8 @@ def tensorflow_runner(model: tf.keras.Model, plan: Plan) -> Runner:
     step = (tensor_specs(interface.tensors, size), tf.TensorSpec([size], tf.float32), scalar)
     uniforms = random_specs(interface, size)
     train = _trace(computation.train_batch, *step, *uniforms)
-    train_dp = _trace(computation.train_dp_batch, *step, scalar, vector, *uniforms)
+    shares = [tf.TensorSpec(shape, tf.float32) for shape in computation.layout.shapes]
+    train_dp = _trace(computation.train_dp_batch, *step, scalar, shares, *uniforms)
     infer = _trace(
         lambda inputs: keras([inputs[tensor.name] for tensor in interface.inputs], training=False),
         tensor_specs(interface.inputs, None),
@@ -89,7 +90,7 @@ def tensorflow_runner(model: tf.keras.Model, plan: Plan) -> Runner:
             weight,
             np.float32(rate),
             np.float32(clip_norm),
-            noise,
+            computation.layout.split(noise),
             *random_of(batch),
         ),
         infer=infer,
@@ -111,8 +112,8 @@ def _trace(function: Callable[..., Any], *specs: Any) -> Callable[..., Any]:
     return lambda *values: np.array(traced(*tf.nest.map_structure(tf.constant, values)))
 
 
-def interpreter_runner(content: bytes, plan: Plan) -> Runner:
-    """`client.tflite` in the interpreter a device would use.
+def interpreter_runner(content: bytes, model: tf.keras.Model, plan: Plan) -> Runner:
+    """`client.tflite` of `model` in the interpreter a device would use.
 
     Raises ExportError unless the file has exactly the signatures of the plan;
     so do the runner's functions when the interpreter gives up.
@@ -138,7 +139,8 @@ def interpreter_runner(content: bytes, plan: Plan) -> Runner:
         batch: Arrays, weight: Float32, rate: float, clip_norm: float, noise: Float32
     ) -> None:
         arguments = {**batch, "weight": weight, "learning_rate": np.float32(rate)}
-        arguments |= {"clip_norm": np.float32(clip_norm), "noise": noise}
+        arguments |= {"clip_norm": np.float32(clip_norm)}
+        arguments |= signatures.noise_inputs(layout_of(model).split(noise))
         run[signatures.TRAIN_DP](**arguments)
 
     return Runner(

@@ -69,7 +69,8 @@ def verify_client_tflite(
         else; names layers and the size of the difference.
     """
     operators = refuse_custom_ops(content, model=model)
-    checks = _Checks(interpreter_runner(content, plan), tensorflow_runner(model, plan), model, plan)
+    device = interpreter_runner(content, model, plan)
+    checks = _Checks(device, tensorflow_runner(model, plan), model, plan)
     kept = model.get_weights()
     passed = []
     try:

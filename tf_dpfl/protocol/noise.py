@@ -18,7 +18,7 @@ from __future__ import annotations
 
 import math
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import numpy as np
 from cryptography.hazmat.primitives.ciphers import Cipher, algorithms
@@ -71,23 +71,57 @@ def gaussian_noise(
       OSError: the operating system has no entropy.
       StateError: `random_bytes` gave fewer or more bytes than asked for.
     """
+    noise = np.empty(size, np.float32)
+    fill_with_noise([noise], stddev=stddev, random_bytes=random_bytes)
+    return noise
+
+
+def fill_with_noise(
+    parts: Sequence[Float32],
+    *,
+    stddev: float,
+    random_bytes: Callable[[int], bytes] = os.urandom,
+) -> None:
+    """Fills arrays, in place, with what `gaussian_noise` draws for all of them together.
+
+    Args:
+      parts: float32 arrays of any shapes, each contiguous.
+      stddev, random_bytes: as for `gaussian_noise`.
+
+    Raises:
+      ValueError: a part is not contiguous.
+      OSError, StateError: as `gaussian_noise`.
+    """
     require_finite_nonnegative("stddev", stddev)
-    noise = np.zeros(size, np.float32)
     if stddev == 0:
-        return noise
+        for part in parts:
+            part.fill(0)
+        return
+    targets = []
+    for part in parts:
+        if not part.flags.c_contiguous:  # a copy would be filled in its place
+            raise ValueError(f"a part of shape {part.shape} is not contiguous; pass whole arrays")
+        targets.append(part.reshape(-1))
+    size = sum(map(len, targets))
     key_stream = _key_stream(random_bytes)
     scale = stddev / math.sqrt(DRAWS_PER_VALUE)
     workspace = _workspace(min(size, _CHUNK))
+    rest = iter(targets)
+    target = next(rest, np.empty(0, np.float32))
     for start in range(0, size, _CHUNK):
-        part = noise[start : start + _CHUNK]
-        if len(part) < _CHUNK:
-            workspace = _workspace(len(part))
+        count = min(size - start, _CHUNK)
+        if count < _CHUNK:
+            workspace = _workspace(count)
         raw = key_stream(workspace[:2].nbytes)
         words = np.frombuffer(raw, np.uint64).reshape(workspace[:2].shape)
-        values = _box_muller(words, workspace).sum(axis=1).ravel()
-        # Computed in float64 and rounded once, on the way into `part`.
-        np.multiply(values[: len(part)], scale, out=part, casting="same_kind")
-    return noise
+        values = _box_muller(words, workspace).sum(axis=1).ravel()[:count]
+        while len(values):
+            n = min(len(values), len(target))
+            # Computed in float64 and rounded once, on the way into `target`.
+            np.multiply(values[:n], scale, out=target[:n], casting="same_kind")
+            values, target = values[n:], target[n:]
+            if not len(target):
+                target = next(rest, target)
 
 
 def uniforms(size: int, random_bytes: Callable[[int], bytes] = os.urandom) -> Float32:

@@ -5,7 +5,12 @@ d is the size of the flat weight vector, B the batch size of the manifest.
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+from typing import TypeVar
+
 from tf_dpfl.protocol.plan import Plan
+
+T = TypeVar("T")
 
 TRAIN = "train"
 """One local step on one batch.
@@ -20,7 +25,8 @@ mean loss of the batch, which is private and stays on the device.
 TRAIN_DP = "train_dp"
 """One local step of DP-SGD: each example's gradient is clipped, the sum noised.
 
-Inputs: those of `train`, `clip_norm` float32 [] and `noise` float32 [d], already
+Inputs: those of `train`, `clip_norm` float32 [] and the noise of each variable of the
+layout in its own shape, `noise_0`, `noise_1`, ... float32 (see `noise_inputs`), already
 scaled to the standard deviation on the sum of clipped gradients. The divisor is B,
 whatever the weights. Output: `done` int32 [], a constant; norms and losses of
 single examples never leave the graph. Only in files of plans with unit "example".
@@ -60,6 +66,19 @@ SET_OPTIMIZER_STATE = "set_optimizer_state"
 
 ALL = (TRAIN, PRIVATIZE_UPDATE, INFER, GET_WEIGHTS, SET_WEIGHTS)
 """What every file has."""
+
+
+def noise_inputs(of_variables: Iterable[T]) -> dict[str, T]:
+    """What belongs to each variable of the layout, under its noise's name in `train_dp`.
+
+    One input a variable, because cutting one long vector up copies all of it.
+    """
+    return {f"noise_{index}": part for index, part in enumerate(of_variables)}
+
+
+def step_of_unit(unit: str) -> str:
+    """The signature that trains under plans with this unit: the file's primary subgraph."""
+    return TRAIN_DP if unit == "example" else TRAIN
 
 
 def of_plan(plan: Plan) -> tuple[str, ...]:

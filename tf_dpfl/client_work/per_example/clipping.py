@@ -8,7 +8,6 @@ Formal guarantees, for every example (NaN and infinities included):
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass
 
 import tensorflow as tf
@@ -53,18 +52,20 @@ class Selection:
         By copying rows, one of them of zeros: TFLite's select with a broadcast
         condition is many times slower.
         """
-        return tf.reshape(self._flat_rows(values), values.shape)
+        return tf.reshape(self._rows(values), values.shape)
 
     def scaled_rows(self, values: tf.Tensor) -> tf.Tensor:
         """`rows` times each example's factor."""
-        scaled = self._flat_rows(values) * tf.reshape(self.factor, [-1, 1])
-        return tf.reshape(scaled, values.shape)
+        rows = self._rows(values)
+        factor = tf.reshape(self.factor, [-1, *[1] * (len(rows.shape) - 1)])
+        return tf.reshape(rows * factor, values.shape)
 
-    def _flat_rows(self, values: tf.Tensor) -> tf.Tensor:
-        """Flat, so that a tensor which is met in several shapes is copied once."""
-        size = values.shape[0]
-        flat = tf.reshape(values, [size, math.prod(values.shape[1:])])
+    def _rows(self, values: tf.Tensor) -> tf.Tensor:
+        """Without axes of size 1: a tensor that is met with and without is copied once."""
+        size, *others = values.shape
+        kept = [n for n in others if n > 1]
+        squeezed = tf.reshape(values, [size, *kept])
         row = tf.where(self.counts, tf.range(size), tf.fill([size], size))
         # Padding, because zeros to join would be a constant of a row's size in every
         # TFLite file.
-        return tf.gather(tf.pad(flat, [[0, 1], [0, 0]]), row)
+        return tf.gather(tf.pad(squeezed, [[0, 1], *[[0, 0]] * len(kept)]), row)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Protocol
@@ -13,7 +12,11 @@ import tensorflow as tf
 from tf_dpfl.client_work.per_example.clipping import Selection
 from tf_dpfl.client_work.per_example.positions import Positions
 from tf_dpfl.client_work.per_example.uses import Lookups, Products
-from tf_dpfl.client_work.update import rounding_of_products, sum_of_squares
+from tf_dpfl.client_work.update import (
+    rounding_of_products,
+    sum_of_squares,
+    sum_of_squares_of_matrices,
+)
 
 _SMALLEST = float(np.finfo(np.float32).tiny)  # what is below may be flushed to zero
 
@@ -42,14 +45,19 @@ class Group(Protocol):
 
 @dataclass(frozen=True)
 class EntryGroup:
-    """Gradients held entry by entry: `values` float32 [B, n], n entries in `positions`."""
+    """Gradients held entry by entry: `values` float32 [B, n] or [B, p, q].
+
+    Their entries are those of `positions`, in order.
+    """
 
     values: tf.Tensor
     positions: Positions
 
     def squared_norms(self) -> tf.Tensor:
         """As `Group`."""
-        return sum_of_squares(self.values)
+        if len(self.values.shape) == 2:
+            return sum_of_squares(self.values)
+        return sum_of_squares_of_matrices(self.values)
 
     def clipped_sum(self, selection: Selection) -> tf.Tensor:
         """As `Group`."""
@@ -165,8 +173,7 @@ def group_of_products(products: Sequence[Products], lookups: Sequence[Lookups]) 
 def write_out(group: ProductGroup) -> EntryGroup:
     """The same gradients entry by entry."""
     values = tf.matmul(group.rows, group.columns, transpose_a=True)
-    size = math.prod(group.positions.shape)
-    return EntryGroup(tf.reshape(values, [-1, size]), group.positions.reshape(-1))
+    return EntryGroup(values, group.positions)
 
 
 def gram_is_cheaper(times: int, p: int, q: int) -> bool:

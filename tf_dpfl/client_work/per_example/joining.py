@@ -106,7 +106,8 @@ def _add_up(overlapping: Joined) -> Joined:
         positions = group.positions.reshape(-1)
         order = np.argsort(np.abs(positions))
         entries = np.abs(positions[order])
-        values = _signed(tf.gather(group.values, order, axis=1), positions[order], entries)
+        flat = tf.reshape(group.values, [group.values.shape[0], len(order)])
+        values = _signed(tf.gather(flat, order, axis=1), positions[order], entries)
         sums.setdefault(entries.tobytes(), (site, entries, []))[2].append(values)
     return [(site, EntryGroup(tf.add_n(v), entries)) for site, entries, v in sums.values()]
 

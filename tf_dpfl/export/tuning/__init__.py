@@ -21,12 +21,15 @@ from tf_dpfl.export.tuning import (  # noqa: F401  importing a family registers 
     products,
 )
 from tf_dpfl.export.tuning.file import pack, subgraphs_of, unpack
+from tf_dpfl.export.tuning.order import put_first
 from tf_dpfl.export.tuning.rewrites import rewrite
 from tf_dpfl.export.tuning.sharing import drop_unused, share
 
 
-def tune(content: bytes) -> bytes:
+def tune(content: bytes, *, primary: str | None = None) -> bytes:
     """The TFLite file `content` with the same signatures, computing the same faster.
+
+    `primary` becomes the one that interpreters run best (`order.put_first`).
 
     Ops on tensors with open sizes (an open batch) are left as they are.
     """
@@ -35,4 +38,6 @@ def tune(content: bytes) -> bytes:
         rewrite(graph)
         share(graph)
     drop_unused(file)
+    if primary is not None:
+        put_first(file, primary)
     return pack(file)

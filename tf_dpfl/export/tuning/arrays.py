@@ -32,7 +32,7 @@ def _slice(graph: Graph, op: Any) -> bool:
     known = [limit for limit in limits if limit is not None and len(limit) == len(shape)]
     if len(known) != 3 or options.ellipsisMask or options.newAxisMask:
         return False
-    if not graph.is_float(output) or (known[2] != 1).any():
+    if not (graph.is_float(output) or graph.is_int(output)) or (known[2] != 1).any():
         return False
     starts, sizes = [], []
     for axis, size in enumerate(shape):
@@ -51,6 +51,8 @@ def _slice(graph: Graph, op: Any) -> bool:
         if tuple(sizes) == graph.shape(output):
             graph.add("SLICE", inputs, (), into=output, options="SliceOptions")
             return True
+        if not graph.is_float(output):
+            return False
         piece = graph.add("SLICE", inputs, sizes, options="SliceOptions")
     reshaped(graph, piece, graph.shape(output), into=output)
     return True

@@ -71,6 +71,10 @@ class Graph:
         """Whether it holds float32."""
         return bool(self.subgraph.tensors[tensor].type == schema.TensorType.FLOAT32)
 
+    def is_int(self, tensor: int) -> bool:
+        """Whether it holds int32."""
+        return bool(self.subgraph.tensors[tensor].type == schema.TensorType.INT32)
+
     def value(self, tensor: int) -> NDArray[Any] | None:
         """The value of a float32 or int32 constant; None of anything else."""
         held = self.subgraph.tensors[tensor]
