@@ -280,6 +280,7 @@ FAST = (
     "layer normalization",
     "group normalization",
     "lstm",
+    "embedding averaged",
     "bidirectional masked",
     "masked attention",
     "merges",
