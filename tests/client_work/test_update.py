@@ -30,6 +30,13 @@ def test_clipped_norm_never_exceeds_bound(values, clip_norm):
     assert norm <= clip_norm
 
 
+@pytest.mark.parametrize("shape", [(3, 1, 1), (3, 64, 5), (3, 65, 70), (2, 3, 200, 1), (1, 7, 64)])
+def test_squares_of_matrices_are_added_up_whole(shape):
+    values = np.random.default_rng(1).normal(size=shape).astype(np.float32)
+    found = client_update.sum_of_squares_of_matrices(tf.constant(values)).numpy()
+    np.testing.assert_allclose(found, np.square(values, dtype=np.float64).sum((-2, -1)), rtol=1e-6)
+
+
 @settings(max_examples=100)
 @given(hnp.arrays(np.float32, 200, elements=st.floats(-1e6, 1e6, width=32)))
 def test_tensorflow_clips_as_the_numpy_reference(values):

@@ -184,6 +184,9 @@ LAYERS: dict[str, Callable[[], tf.keras.Model]] = {
     "instance normalization": lambda: stack(SERIES, L.Dense(4), L.GroupNormalization(-1)),
     "unit normalization": lambda: stack(SERIES, L.Dense(4), L.UnitNormalization()),
     "embedding": lambda: stack(IDS, L.Embedding(7, 4), dtype="int32"),
+    "embedding averaged": lambda: stack(
+        IDS, L.Embedding(7, 4), L.GlobalAveragePooling1D(), L.Dense(4, "tanh"), dtype="int32"
+    ),
     "embedding masked": lambda: stack(
         IDS, L.Embedding(7, 4, mask_zero=True), L.GlobalAveragePooling1D(), dtype="int32"
     ),
@@ -277,6 +280,7 @@ FAST = (
     "layer normalization",
     "group normalization",
     "lstm",
+    "embedding averaged",
     "bidirectional masked",
     "masked attention",
     "merges",

@@ -107,6 +107,7 @@ class ProductGroup:
 class LookupGroup:
     """Gradients of a table looked up by `ids` [B, S], each with `columns` [B, S, q].
 
+    With `columns` [B, 1, q] all lookups of an example have the same, and no products.
     `products`: what the same table gets as a factor of a product (tied weights).
     """
 
@@ -117,6 +118,11 @@ class LookupGroup:
 
     def squared_norms(self) -> tf.Tensor:
         """As `Group`."""
+        if self._is_repeated():
+            # A row that is looked up n times gets n times the column.
+            counts = sum_of_squares(_counts_of_equal_ids(self.ids))
+            smallest = self.columns.shape[2] * _SMALLEST  # as for products
+            return counts * (sum_of_squares(self.columns[:, 0]) + smallest)
         squared = sum_of_squares(_sums_of_equal_ids(self.ids, self.columns))
         if self.products is None:
             return squared
@@ -139,13 +145,18 @@ class LookupGroup:
 
     def clipped_sum(self, selection: Selection) -> tf.Tensor:
         """As `Group`."""
-        width = self.columns.shape[2]
+        columns = selection.scaled_rows(self.columns)
+        if self._is_repeated():
+            columns = _repeated(columns, self.ids.shape[1])
         total = tf.scatter_nd(
             tf.reshape(self.ids, [-1, 1]),
-            tf.reshape(selection.scaled_rows(self.columns), [-1, width]),
+            tf.reshape(columns, [-1, columns.shape[2]]),
             self.positions.shape,
         )
         return total if self.products is None else total + self.products.clipped_sum(selection)
+
+    def _is_repeated(self) -> bool:
+        return bool(self.columns.shape[1] < self.ids.shape[1])
 
 
 def group_of_products(products: Sequence[Products], lookups: Sequence[Lookups]) -> Group:
@@ -158,9 +169,12 @@ def group_of_products(products: Sequence[Products], lookups: Sequence[Lookups]) 
         )
         product = ProductGroup(rows, columns, products[0].positions)
     if lookups:
+        columns = [use.columns for use in lookups]
+        if product is not None or len(lookups) > 1:
+            columns = [_repeated(use.columns, use.ids.shape[1]) for use in lookups]
         return LookupGroup(
             tf.concat([use.ids for use in lookups], axis=1),
-            tf.concat([use.columns for use in lookups], axis=1),
+            tf.concat(columns, axis=1),
             lookups[0].positions,
             product,
         )
@@ -181,6 +195,11 @@ def gram_is_cheaper(times: int, p: int, q: int) -> bool:
     return times == 1 or times * times * (p + q) < _MULTIPLICATIONS_PER_ENTRY * p * q
 
 
+def _repeated(columns: tf.Tensor, times: int) -> tf.Tensor:
+    """`columns` of every lookup, [B, `times`, q]."""
+    return columns if columns.shape[1] == times else tf.tile(columns, [1, times, 1])
+
+
 def _sums_of_equal_ids(ids: tf.Tensor, columns: tf.Tensor) -> tf.Tensor:
     """The rows of the table's gradient that are not zero, of each example: [B, S * q].
 
@@ -191,14 +210,28 @@ def _sums_of_equal_ids(ids: tf.Tensor, columns: tf.Tensor) -> tf.Tensor:
     width = columns.shape[2]
     if size == 1:
         return tf.reshape(columns, [examples, width])
+    order, slot = _slots(ids)
+    flat = tf.reshape(columns, [examples * size, width])
+    sums = tf.scatter_nd(slot, tf.gather(flat, order), [examples * size, width])
+    return tf.reshape(sums, [examples, size * width])
+
+
+def _counts_of_equal_ids(ids: tf.Tensor) -> tf.Tensor:
+    """How often each id of an example occurs, float32 [B, S], with zeros left over."""
+    examples, size = ids.shape
+    _, slot = _slots(ids)
+    counts = tf.scatter_nd(slot, tf.ones([examples * size]), [examples * size])
+    return tf.reshape(counts, [examples, size])
+
+
+def _slots(ids: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
+    """Lookups in the order of their ids, int32 [B * S], and the slot of each, [B * S, 1]."""
+    examples, size = ids.shape
     ordered, order = tf.math.top_k(ids, size)
     begins = tf.cast(tf.not_equal(ordered[:, 1:], ordered[:, :-1]), tf.int32)
     first = np.arange(examples, dtype=np.int32)[:, np.newaxis] * size + np.zeros(size, np.int32)
     slot = tf.pad(tf.cumsum(begins, axis=1), [[0, 0], [1, 0]]) + first
-    flat = tf.reshape(columns, [examples * size, width])
-    moved = tf.gather(flat, tf.reshape(order + first, [-1]))
-    sums = tf.scatter_nd(tf.reshape(slot, [-1, 1]), moved, [examples * size, width])
-    return tf.reshape(sums, [examples, size * width])
+    return tf.reshape(order + first, [-1]), tf.reshape(slot, [-1, 1])
 
 
 def norms(vectors: tf.Tensor) -> tf.Tensor:

@@ -29,7 +29,8 @@ class Products:
 class Lookups:
     """As `Products`, where rows[b, t, :] is 1 at ids[b, t] and 0 elsewhere.
 
-    `ids` int32 [B, T], `columns` float32 [B, T, q]; `positions` [p, q].
+    `ids` int32 [B, T], `columns` float32 [B, T, q], or [B, 1, q] where they are the same
+    for all t; `positions` [p, q].
     """
 
     ids: tf.Tensor

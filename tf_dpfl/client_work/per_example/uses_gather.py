@@ -20,6 +20,20 @@ def _rows(site: Site, grad: tf.Tensor) -> Lookups:
     ids = by_example(site.op.inputs[1], input_layout(site, 1), examples=site.examples, kept=0)
     return Lookups(
         tf.cast(ids, tf.int32),
-        by_example(grad, site.layout, examples=site.examples),
+        _columns(site, grad),
         site.positions,
     )
+
+
+def _columns(site: Site, grad: tf.Tensor) -> tf.Tensor:
+    """What comes back to each lookup, once where it is the same for all of an example.
+
+    As under a mean over words, whose gradient is one vector repeated.
+    """
+    layout = site.layout
+    if grad.op.type == "Tile" and (layout.axis, layout.outer, layout.inner) == (0, 1, 1):
+        once = grad.op.inputs[0]
+        width = grad.shape[-1]
+        if once.shape == [site.examples, *[1] * (len(grad.shape) - 2), width]:
+            return tf.reshape(once, [site.examples, 1, width])
+    return by_example(grad, layout, examples=site.examples)
