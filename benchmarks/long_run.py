@@ -17,7 +17,7 @@ from pathlib import Path
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
 
 import psutil
-from tables import arguments, show
+from tables import arguments, show, write_json
 
 ROOT = Path(__file__).resolve().parent.parent
 SAMPLES = 50  # rows of the curve
@@ -96,7 +96,8 @@ def main() -> int:
             worker.stop()
     workload = f"digits, {args.rounds} rounds, {args.workers or 'the local'} worker(s)"
     rows = [{"system": "tf_dpfl", "workload": workload, **row} for row in watch.rows]
-    show(rows, json_file=args.json)
+    show(rows)
+    write_json(rows, args.json)
     grown = {key: watch.growth(key) for key in ("client MB", "workers MB")}
     for key, percent in grown.items():
         print(f"{key}: {percent:+.1f} % from the second tenth to the last")

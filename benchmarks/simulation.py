@@ -90,12 +90,14 @@ def main() -> int:
             print(f"bench: {model} measured", file=sys.stderr, flush=True)
         rows = [system.row() for system in done]
         met = targets(done)
-        store = [measure_store(folder, core=args.core)] if args.full else []
-    for table in (rows, met, store):
-        if table:
+        for table in (rows, met):
             show(table)
             print()
-    write_json([*rows, *met, *store], args.json)
+        write_json([*rows, *met], args.json)
+        if args.full:
+            store = [measure_store(folder, core=args.core)]
+            show(store)
+            write_json([*rows, *met, *store], args.json)
     return 0
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import subprocess
 import sys
 import tempfile
@@ -25,7 +26,9 @@ def measure_store(folder: Path, *, core: int) -> dict[str, Any]:
     _write(folder / "store")
     with tempfile.TemporaryFile("w+") as output:
         command = [sys.executable, __file__, str(folder / "store"), str(core)]
-        subprocess.run(command, stdout=output, check=True, env=variables())
+        environment = variables()
+        environment["PYTHONPATH"] += f"{os.pathsep}{Path(__file__).resolve().parent.parent}"
+        subprocess.run(command, stdout=output, check=True, env=environment)
         output.seek(0)
         return json.loads(output.read().splitlines()[-1])
 

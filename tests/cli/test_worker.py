@@ -136,7 +136,13 @@ def test_a_run_survives_the_end_of_all_workers_and_of_itself(plan_file, tmp_path
         names = [f"localhost:{port}" for port in (first_port, second_port)]
         command = [*DPFL, "simulate", str(plan_file), "--out", str(folder), "--json"]
         command += ["--set", "server.rounds=60", "--workers", ",".join(names)]
-        process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=errors, text=True)
+        process = subprocess.Popen(
+            command,
+            stdout=subprocess.PIPE,
+            stderr=errors,
+            text=True,
+            env={**os.environ, "TF_CPP_MIN_LOG_LEVEL": "3"},  # the command's own words alone
+        )
         events = []
         for line in process.stdout:
             events.append(json.loads(line))

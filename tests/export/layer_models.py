@@ -218,7 +218,7 @@ LAYERS: dict[str, Callable[[], tf.keras.Model]] = {
         SERIES,
         lambda x: (
             tf.where(x[:, ::2] > 0.0, tf.math.log(1.0 + x[:, ::-2] ** 2), 0.1)
-            + L.Dense(4)(x)[:, tf.newaxis, 1:4]
+            + L.Dense(4)(x)[:, tf.newaxis, 1:4][:, 0]
         ),
     ),
     "depth to space": lambda: functional(
