@@ -63,7 +63,9 @@ class Budget:
     ) -> Mechanism:
         """What releasing round `round_number` costs after `charges`.
 
-        Unit "user": one round, a dearer one where `rounds.lets_one_displace_another`.
+        Unit "user": one round, a dearer one where `rounds.lets_one_displace_another`. Where
+        devices keep optimizer states, too, sampling does not count then: the state of
+        the displaced one would tell who was there (docs/privacy.md).
 
         Unit "example": that costs nothing more, for who is invited depends on no
         example, and being displaced is taking part less often. But every attempt
@@ -77,6 +79,8 @@ class Budget:
         cost = mechanism_of_plan(self._plan, rounds=1)
         if lets_one_displace_another:
             cost = replace(cost, noise_multiplier=cost.noise_multiplier / 2)
+            if self._plan.local_training.keeps_state:
+                cost = cost.unamplified()
         return cost
 
     def epsilon_after(self, charges: Sequence[Mapping[str, Any]], cost: Mechanism) -> float:

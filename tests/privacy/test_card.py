@@ -42,6 +42,10 @@ PLANS = {
     "device": small_plan(),
     "server": small_plan(privacy={"noise": "server"}),
     "fixed": small_plan(clients={"sampling": "fixed"}),
+    "fixed, states kept": small_plan(
+        clients={"sampling": "fixed"},
+        local_training={"optimizer": "adam", "optimizer_state": "keep"},
+    ),
     "no noise": small_plan(privacy={"noise_multiplier": 0}),
     "everyone": small_plan(clients={"clients_per_round": 1000}),
     "example": small_plan(privacy={"unit": "example"}, local_training={"epochs": 2}),

@@ -120,6 +120,31 @@ def test_a_plan_states_its_own_mechanism():
     assert mechanism_of_plan(plan, rounds=3) == GaussianRounds(0.8, "fixed", 0.05, 3)
 
 
+@pytest.mark.parametrize(
+    ("sampling", "unit", "probability"),
+    [
+        ("poisson", "user", 0.05),
+        ("poisson", "example", 0.05),
+        ("fixed", "user", 1.0),
+        ("fixed", "example", 0.05),
+    ],
+)
+def test_kept_states_end_amplification_where_they_tell_who_else_was_drawn(
+    sampling, unit, probability
+):
+    """The states of others are functions of their own coins only where coins are independent.
+
+    An example's central number mixes over how often its own client was drawn, and holds
+    whatever is known of others.
+    """
+    keep = {"optimizer": "momentum", "optimizer_state": "keep"}
+    sections = {"clients": {"sampling": sampling}, "privacy": {"unit": unit}}
+    kept = mechanism_of_plan(small_plan(**sections, local_training=keep), rounds=3)
+    assert (kept.sampling, kept.sampling_probability) == (sampling, probability)
+    reset = mechanism_of_plan(small_plan(**sections), rounds=3)
+    assert reset.sampling_probability == 0.05
+
+
 def test_an_uncalibrated_plan_states_none():
     plan = small_plan(privacy={"noise_multiplier": None, "target_epsilon": 1.0})
     with pytest.raises(PlanError, match="calibrate_plan"):

@@ -96,6 +96,24 @@ def test_a_report_that_displaces_another_is_charged_with_half_the_noise(tmp_path
     assert budget.epsilon_of([dear]) > budget.epsilon_of([usual]) > 0
 
 
+@pytest.mark.parametrize(("state", "probability"), [("reset", 0.5), ("keep", 1.0)])
+def test_a_displaced_devices_kept_state_ends_amplification(tmp_path, state, probability) -> None:
+    """It tells that somebody else was there, in every later round."""
+    plan = make_plan(
+        clients__population=8,
+        privacy__noise_multiplier=4.0,
+        local_training__optimizer="momentum",
+        local_training__optimizer_state=state,
+    )
+    budget = Budget(make_task(tmp_path / "task", plan), max_epsilon=None)
+    usual, dear = (
+        budget.round_cost([], round_number=1, lets_one_displace_another=displaces)
+        for displaces in (False, True)
+    )
+    assert (usual.noise_multiplier, usual.sampling_probability) == (4.0, 0.5)
+    assert (dear.noise_multiplier, dear.sampling_probability) == (2.0, probability)
+
+
 def example_budget(folder, **changes) -> Budget:
     plan = make_plan(
         privacy__unit="example",

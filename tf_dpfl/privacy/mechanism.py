@@ -150,6 +150,11 @@ def mechanism_from_json(tree: Any) -> Mechanism:
 def mechanism_of_plan(plan: Plan, *, rounds: int) -> Mechanism:
     """What `rounds` rounds of the plan release.
 
+    Users who keep optimizer states under fixed-size sampling are counted as if in every
+    round: another user's state tells whether it was drawn, and with that something about
+    who else was, so a later round can give away an earlier round's secret cohort. Poisson
+    coins are independent of one another (docs/privacy.md, "An optimizer that goes on").
+
     Raises PlanError while the plan's noise is not calibrated.
     """
     noise_multiplier = float(plan.privacy.calibrated_noise_multiplier)
@@ -157,6 +162,8 @@ def mechanism_of_plan(plan: Plan, *, rounds: int) -> Mechanism:
     if plan.privacy.unit == ExampleGaussianEpochs.unit:
         epochs = plan.local_training.epochs
         return ExampleGaussianEpochs(noise_multiplier, sampling, probability, rounds, epochs)
+    if plan.local_training.keeps_state and sampling == FIXED:
+        probability = 1.0
     return GaussianRounds(noise_multiplier, sampling, probability, rounds)
 
 

@@ -109,9 +109,14 @@ class LocalTraining:
     loss: str = text(default="sparse_categorical_crossentropy")
     target: str = choice("auto", "class_ids", "values", default="auto")
 
+    @property
+    def keeps_state(self) -> bool:
+        """Whether a client's optimizer goes on from its last round."""
+        return self.optimizer_state == "keep"
+
     def kept_values(self, *, weights: int) -> int:
         """How many float32 values a client keeps between rounds, for so many weights."""
-        if self.optimizer_state == "reset":
+        if not self.keeps_state:
             return 0
         return OPTIMIZER_SLOTS[self.optimizer] * weights + (self.optimizer == "adam")
 

@@ -84,6 +84,6 @@ def step_of_unit(unit: str) -> str:
 def of_plan(plan: Plan) -> tuple[str, ...]:
     """The signatures of a file for this plan."""
     private = (TRAIN_DP,) if plan.privacy.unit == "example" else ()
-    keeps = plan.local_training.optimizer_state == "keep"
+    keeps = plan.local_training.keeps_state
     kept = (GET_OPTIMIZER_STATE, SET_OPTIMIZER_STATE) if keeps else ()
     return (*ALL, *private, *kept)

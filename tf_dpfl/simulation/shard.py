@@ -60,7 +60,7 @@ def make_shards(
     """
     if len(np.unique(user_ids)) != len(user_ids):
         raise ValueError("user_ids names a user twice; a cohort holds each user once")
-    keeps = plan.local_training.optimizer_state == "keep"
+    keeps = plan.local_training.keeps_state
     if keeps != (optimizer_states is not None):
         raise ValueError(
             f'local_training.optimizer_state="{plan.local_training.optimizer_state}" goes '
@@ -144,7 +144,7 @@ def choose_training(computation: ClientComputation, plan: Plan) -> ShardTraining
     shards = shards_of_a_round(plan, places=usable_cores())
     users = -(-plan.clients.clients_per_round // shards)
     net, reason = None, "every example's gradient is clipped"
-    if plan.local_training.optimizer_state == "keep":
+    if plan.local_training.keeps_state:
         reason = "the optimizer's state is kept, user by user"
     elif plan.privacy.unit == "user":
         try:

@@ -201,10 +201,11 @@ class _Run:
         rounds = self.plan.server.rounds
         pace = Pace(rounds=rounds - done)
         board = TensorBoardLog(self.folder.tensorboard, first_round=done + 1)
-        with contextlib.closing(board):
+        # One thread for the whole run: each new one may get a heap of its own.
+        with contextlib.closing(board), ThreadPoolExecutor(1) as beside:
             for number in range(done + 1, rounds + 1):
                 began = time.monotonic()
-                state, record = self._round(state, number)
+                state, record = self._round(state, number, beside)
                 record["seconds"] = round(time.monotonic() - began, 4)
                 self.folder.append_metrics(record)
                 speed = {"users_per_second": round(record["reports"] / record["seconds"], 1)}
@@ -219,15 +220,16 @@ class _Run:
                     cost = {"seconds": round(pace.last_checkpoint_s, 4)}
                     self.emit({"event": "checkpoint", "round": number, **cost})
 
-    def _round(self, state: Any, number: int) -> tuple[Any, dict[str, Any]]:
+    def _round(
+        self, state: Any, number: int, beside: ThreadPoolExecutor
+    ) -> tuple[Any, dict[str, Any]]:
         """One round's new state and what is recorded of it."""
         cohort = draw_cohort(self.plan.clients, run_seed=self.folder.seed, round_number=number)
         self.ledger.charge(number)  # before anything of the round can be seen
-        with ThreadPoolExecutor(1) as beside:
-            # Composing so many rounds takes as long as a small round: the workers
-            # compute that meanwhile.
-            epsilon = beside.submit(self.ledger.epsilon_after, number)
-            output = self.process.next(state, self.shards(cohort))
+        # Composing so many rounds takes as long as a small round: the workers
+        # compute that meanwhile.
+        epsilon = beside.submit(self.ledger.epsilon_after, number)
+        output = self.process.next(state, self.shards(cohort))
         if self.states:
             kept = output.metrics["kept"]
             self.states.put(kept["user_id"], kept[OPTIMIZER_STATE])
