@@ -297,7 +297,7 @@ def _train(
         random_bytes=rim.random_bytes,
     )
     if state is not None:
-        states.save(round_number, trainer.optimizer_state(before=state))
+        states.save(round_number, trainer.optimizer_state(before=state, weights=weights))
     return report
 
 

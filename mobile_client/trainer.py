@@ -28,7 +28,11 @@ _NEEDED = {
     "user": (signatures.TRAIN, signatures.SET_WEIGHTS, signatures.PRIVATIZE_UPDATE),
     "example": (signatures.TRAIN_DP, signatures.SET_WEIGHTS, signatures.GET_WEIGHTS),
 }
-_NEEDED_TO_KEEP = (signatures.SET_OPTIMIZER_STATE, signatures.GET_OPTIMIZER_STATE)
+_NEEDED_TO_KEEP = (
+    signatures.SET_OPTIMIZER_STATE,
+    signatures.GET_OPTIMIZER_STATE,
+    signatures.GET_WEIGHTS,
+)
 
 
 class Trainer:
@@ -51,7 +55,7 @@ class Trainer:
             raise TaskError(f"{CLIENT_FILE}: not a usable TFLite file: {error}") from None
         self._kept_values = manifest.plan.local_training.kept_values(weights=self._size)
         kept = _NEEDED_TO_KEEP if self._kept_values else ()
-        needed = (*_NEEDED[manifest.plan.privacy.unit], *kept)
+        needed = tuple(dict.fromkeys((*_NEEDED[manifest.plan.privacy.unit], *kept)))
         missing = [name for name in needed if name not in present]
         if missing:
             raise TaskError(f"{CLIENT_FILE}: lacks the signatures {', '.join(missing)}")
@@ -152,12 +156,15 @@ class Trainer:
             )
         return update
 
-    def optimizer_state(self, *, before: Float32) -> Float32:
+    def optimizer_state(self, *, before: Float32, weights: Float32) -> Float32:
         """What the optimizer goes on from after the training just done, float32 [s].
 
-        `before`, what it went on from, is given back where the new one is not finite.
+        `before`, what it went on from, is given back where the update from `weights`, the
+        round's, is broken and counts as zero, or the new state is not finite: as in the
+        simulation.
         """
         try:
+            trained: Float32 = self._run(signatures.GET_WEIGHTS)["weights"]
             state = np.array(self._run(signatures.GET_OPTIMIZER_STATE)["state"], np.float32)
         except (ValueError, RuntimeError, KeyError) as error:
             raise TaskError(f"{CLIENT_FILE}: training failed: {error!r}") from None
@@ -166,7 +173,9 @@ class Trainer:
                 f"{CLIENT_FILE}: gives an optimizer state of shape {state.shape}, the plan's has "
                 f"{self._kept_values} values"
             )
-        return state if np.isfinite(state).all() else before
+        self._check_shape(trained)
+        norm = float(np.linalg.norm(trained.astype(np.float64) - weights.astype(np.float64)))
+        return state if norm < LARGEST_NORM and np.isfinite(state).all() else before
 
     def _inputs_of_step(self) -> set[str]:
         """What `train` takes."""

@@ -10,7 +10,7 @@ import pytest
 from device_bench import Bench
 from device_oracle import train_mlp
 from device_server import TestServer
-from device_task import SignedTask, sign_task
+from device_task import SignedTask, save_examples, sign_task
 from test_device_crash import Killed, Reaper
 
 from mobile_client.trainer import Trainer
@@ -173,7 +173,34 @@ def test_a_state_that_is_not_finite_is_not_kept(task: SignedTask) -> None:
     before = np.full(len(task.weights), np.inf, np.float32)
     trainer._start_from(task.weights, before)
     known = np.ones_like(before)
-    np.testing.assert_array_equal(trainer.optimizer_state(before=known), known)
+    kept = trainer.optimizer_state(before=known, weights=task.weights)
+    np.testing.assert_array_equal(kept, known)
+
+
+@pytest.mark.usefixtures("each_interpreter")
+@pytest.mark.parametrize(("velocity", "broken"), [(0.5, False), (2e18, True)])
+def test_an_update_that_counts_as_zero_leaves_the_state_as_it_was(
+    client_files: Path, tmp_path: Path, velocity: float, broken: bool
+) -> None:
+    """The velocity stays finite either way; the update's squared norm overflows with 2e18.
+
+    The simulation decides by the norm of the update as well.
+    """
+    task = sign_task(client_files, "mlp-momentum-keep")
+    trainer, before = Trainer(task.client, task.manifest), np.full_like(task.weights, velocity)
+    x, y = read_arrays(save_examples(tmp_path / "own.npz")).values()
+    noise = np.full_like(task.weights, 0.25)
+    report = trainer.train_round(
+        weights=task.weights,
+        examples={"x": x[:8].astype(np.float32), "y": y[:8]},
+        noise=noise,
+        optimizer_state=before,
+    )
+    kept = trainer.optimizer_state(before=before, weights=task.weights)
+    after = np.array(trainer._run("get_optimizer_state")["state"])
+    assert np.isfinite(after).all() and not np.array_equal(after, before)
+    assert np.array_equal(report, noise) == broken
+    np.testing.assert_array_equal(kept, before if broken else after)
 
 
 def test_a_file_that_can_not_keep_a_state_is_refused(client_files: Path) -> None:
