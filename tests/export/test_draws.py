@@ -22,15 +22,15 @@ from tf_dpfl.protocol.errors import ExportError
 
 @pytest.fixture
 def only_small_draws(monkeypatch: pytest.MonkeyPatch) -> None:
-    def small(seed: int) -> Iterator[Draw]:
-        return (draw for draw in draws(seed) if draw.small)
+    def small(seed: int, *, kinks: bool) -> Iterator[Draw]:
+        return (draw for draw in draws(seed, kinks=kinks) if draw.small or not kinks)
 
     monkeypatch.setattr(verify, "draws", small)
 
 
 def test_whole_batches_come_first_and_are_padded_at_the_end() -> None:
     examples = RandomExamples(build("linear"), plan_of().local_training)
-    first = next(draws(0))
+    first = next(draws(0, kinks=False))
     assert first.steps(6) == 6
     np.testing.assert_array_equal(
         first.batch(examples, size=4, real=3).weight, np.array([1, 1, 1, 0], np.float32)
@@ -39,7 +39,7 @@ def test_whole_batches_come_first_and_are_padded_at_the_end() -> None:
 
 def test_later_draws_have_two_real_examples_anywhere_and_others_around_them() -> None:
     examples = RandomExamples(build("linear"), plan_of().local_training)
-    small = [draw for draw in draws(0) if draw.small]
+    small = [draw for draw in draws(0, kinks=True) if draw.small]
     batches = [draw.batch(examples, size=8, real=6) for draw in small for _ in range(20)]
     assert {draw.steps(6) for draw in small} == {2}
     assert all(batch.weight.sum() == 2 for batch in batches)
@@ -59,12 +59,31 @@ def _check_failing_on(number: int, *, seen: list[Draw]) -> Any:
     return check
 
 
-def test_a_check_fails_when_every_draw_shows_a_fault_and_names_those_of_the_first() -> None:
+@pytest.mark.parametrize("kinks", [False, True])
+def test_a_check_fails_when_every_draw_shows_a_fault_and_names_those_of_the_first(
+    kinks: bool,
+) -> None:
     seen: list[Draw] = []
-    verify._run("steps", _check_failing_on(7, seen=seen), seed=0)
-    assert [draw.small for draw in seen] == [False] * 3 + [True] * 5
+    chances = 8 if kinks else 3
+    verify._run("steps", _check_failing_on(chances - 1, seen=seen), draws(0, kinks=kinks))
+    assert [draw.small for draw in seen] == [False] * 3 + [True] * (chances - 3)
     with pytest.raises(ExportError, match=r"steps: fault of draw 1$"):
-        verify._run("steps", _check_failing_on(8, seen=[]), seed=0)
+        verify._run("steps", _check_failing_on(chances, seen=[]), draws(0, kinks=kinks))
+
+
+def test_only_checks_of_gradients_have_more_than_three_chances(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    chances: dict[str, int] = {}
+    monkeypatch.setattr(
+        verify, "_run", lambda name, _, found: chances.update({name: len(list(found))})
+    )
+    model, plan = build("linear"), plan_of()
+    verify_client_tflite(build_client_tflite(model, plan), model, plan)
+    values = ("setting and getting weights", "inference with", "clipping and noising")
+    assert sum(name.startswith(values) for name in chances) == 4
+    for name, number in chances.items():
+        assert number == (3 if name.startswith(values) else 8), name
 
 
 def _relu_off_by_a_permille(op: Any, grad: Any) -> Any:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +17,7 @@ import mobile_client.optimizer_states
 import mobile_client.session
 import mobile_client.state
 import tf_dpfl.protocol.signing
-from mobile_client.session import load_session
+from mobile_client.session import Session, load_session
 from mobile_client.state import StateFolder
 from tf_dpfl.protocol.files import sha256_hex
 
@@ -58,6 +59,30 @@ class Reaper:
         return wrapper
 
 
+def survivors(
+    whole: Bench, fresh_bench: Callable[[str], Bench], *, first: int = 0
+) -> Iterator[tuple[Bench, Session]]:
+    """Devices killed before and after each operation of `whole`'s run from `first`, then run on.
+
+    Each with the session that it ended with; `fresh_bench` makes a device from its name.
+    """
+    with pytest.MonkeyPatch.context() as patch:
+        reaper = Reaper(whole, patch)
+        whole.run()
+        operations = reaper.operations
+    assert operations > 20
+    for kill_at in range(first, operations):
+        for kill_after in (False, True):
+            bench = fresh_bench(f"{kill_at}_{kill_after}")
+            bench.trainers = whole.trainers
+            with pytest.MonkeyPatch.context() as patch:
+                reaper = Reaper(bench, patch)
+                reaper.kill_at, reaper.kill_after = kill_at, kill_after
+                with pytest.raises(Killed):
+                    bench.run()
+            yield bench, bench.run()
+
+
 def watch(bench: Bench) -> None:
     """Every body that reaches the server must stand in the ledger on disk."""
 
@@ -88,28 +113,14 @@ def different_bodies(server: TestServer) -> dict[int, int]:
 def test_a_kill_at_any_operation_never_sends_two_updates_or_an_uncharged_one(
     tmp_path: Path, task: SignedTask
 ) -> None:
-    with pytest.MonkeyPatch.context() as patch:
-        whole = fresh(tmp_path, task, "whole")
-        reaper = Reaper(whole, patch)
-        whole.run()
-        operations = reaper.operations
-    assert operations > 20
-    for kill_at in range(operations):
-        for kill_after in (False, True):
-            bench = fresh(tmp_path, task, f"{kill_at}_{kill_after}")
-            bench.trainers = whole.trainers
-            with pytest.MonkeyPatch.context() as patch:
-                reaper = Reaper(bench, patch)
-                reaper.kill_at, reaper.kill_after = kill_at, kill_after
-                with pytest.raises(Killed):
-                    bench.run()
-            session = bench.run()
-            assert different_bodies(bench.server) == {1: 1, 2: 1}
-            assert session.ledger.count == ROUNDS
-            assert session.ledger.outcomes("sent") == ROUNDS
-            assert not list((bench.state / "outbox").iterdir())
-            assert not list(bench.state.glob(".*.tmp"))
-            assert len(bench.server.keys) == 1
+    whole = fresh(tmp_path, task, "whole")
+    for bench, session in survivors(whole, lambda name: fresh(tmp_path, task, name)):
+        assert different_bodies(bench.server) == {1: 1, 2: 1}
+        assert session.ledger.count == ROUNDS
+        assert session.ledger.outcomes("sent") == ROUNDS
+        assert not list((bench.state / "outbox").iterdir())
+        assert not list(bench.state.glob(".*.tmp"))
+        assert len(bench.server.keys) == 1
 
 
 def test_kills_at_two_operations_in_a_row_are_survived(tmp_path: Path, task: SignedTask) -> None:

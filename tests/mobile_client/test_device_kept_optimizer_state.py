@@ -11,7 +11,7 @@ from device_bench import Bench
 from device_oracle import train_mlp
 from device_server import TestServer
 from device_task import SignedTask, save_examples, sign_task
-from test_device_crash import Killed, Reaper
+from test_device_crash import Killed, survivors
 
 from mobile_client.trainer import Trainer
 from tf_dpfl.protocol.errors import StateError, TaskError
@@ -60,24 +60,11 @@ def test_three_rounds_leave_the_velocity_of_three_rounds(tmp_path: Path, task: S
 def test_a_kill_at_any_operation_moves_the_state_once_a_round(
     tmp_path: Path, task: SignedTask
 ) -> None:
-    with pytest.MonkeyPatch.context() as patch:
-        whole = bench_of(tmp_path / "whole", task)
-        reaper = Reaper(whole, patch)
-        whole.run()
-        operations = reaper.operations
-    expected = velocity_of(whole)
-    for kill_at in range(8, operations):  # before: it is not enrolled
-        for kill_after in (False, True):
-            bench = bench_of(tmp_path / f"{kill_at}_{kill_after}", task)
-            bench.trainers = whole.trainers
-            with pytest.MonkeyPatch.context() as patch:
-                reaper = Reaper(bench, patch)
-                reaper.kill_at, reaper.kill_after = kill_at, kill_after
-                with pytest.raises(Killed):
-                    bench.run()
-            session = bench.run()
-            assert session.ledger.outcomes("sent") == ROUNDS
-            np.testing.assert_array_equal(velocity_of(bench), expected)
+    whole = bench_of(tmp_path / "whole", task)
+    # The first operations: it is not enrolled yet.
+    for bench, session in survivors(whole, lambda name: bench_of(tmp_path / name, task), first=8):
+        assert session.ledger.outcomes("sent") == ROUNDS
+        np.testing.assert_array_equal(velocity_of(bench), velocity_of(whole))
 
 
 def test_a_state_counts_with_its_report_and_not_before(tmp_path: Path, task: SignedTask) -> None:

@@ -14,10 +14,10 @@ from tf_dpfl.protocol.tensors import Float32
 # A pre-activation within rounding of a ReLU's kink, or two within rounding of
 # each other in a pooling window, send the gradient different ways in two
 # correct programs. That is gone with other data; a wrong rule is not. Where
-# millions of pre-activations come together it is in most draws, so that the
-# later ones have few: two examples still show a wrong sum, and the padding
-# around them an example that leaks into another's gradient; two steps still
-# show a wrong optimizer.
+# millions of pre-activations come together it is in most draws, so that a check
+# of gradients goes on with draws of few: two examples still show a wrong sum, and
+# the padding around them an example that leaks into another's gradient; two steps
+# still show a wrong optimizer. A check of values has no kinks, and no more chances.
 _FULL_DRAWS = 3
 _SMALL_DRAWS = 5
 _SMALL = 2
@@ -68,8 +68,13 @@ class Draw:
         return initial + self.rng.normal(scale=_SHAKE, size=initial.size).astype(np.float32)
 
 
-def draws(seed: int) -> Iterator[Draw]:
-    """The draws of one check; it has failed when each of them shows a fault."""
+def draws(seed: int, *, kinks: bool) -> Iterator[Draw]:
+    """The draws of one check; it has failed when each of them shows a fault.
+
+    Args:
+      seed: of the random numbers.
+      kinks: whether the check compares gradients, which kinks make differ.
+    """
     rng = np.random.default_rng(seed)
-    for number in range(_FULL_DRAWS + _SMALL_DRAWS):
+    for number in range(_FULL_DRAWS + (_SMALL_DRAWS if kinks else 0)):
         yield Draw(rng, small=number >= _FULL_DRAWS)

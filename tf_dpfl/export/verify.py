@@ -7,7 +7,7 @@ it; and, for the report, the NumPy clipping of `protocol.clipping`.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -74,17 +74,18 @@ def verify_client_tflite(
     kept = model.get_weights()
     passed = []
     try:
-        for name, check in checks.all():
-            _run(name, check, seed)
-            passed.append(name)
+        for named, kinks in ((checks.of_values(), False), (checks.of_gradients(), True)):
+            for name, check in named:
+                _run(name, check, draws(seed, kinks=kinks))
+                passed.append(name)
     finally:
         model.set_weights(kept)
     return Verification(operators, tuple(passed))
 
 
-def _run(name: str, check: Callable[[Draw], list[str]], seed: int) -> None:
+def _run(name: str, check: Callable[[Draw], list[str]], chances: Iterable[Draw]) -> None:
     found = []
-    for draw in draws(seed):
+    for draw in chances:
         faults = check(draw)
         if not faults:
             return
@@ -112,17 +113,22 @@ class _Checks:
             plain = replace(plan.local_training, optimizer="sgd", proximal=0.0)
             self._gradients = tensorflow_runner(model, replace(plan, local_training=plain))
 
-    def all(self) -> Iterator[tuple[str, Callable[[Draw], list[str]]]]:
-        """Every check with its name."""
-        size = self._plan.local_training.batch_size
+    def of_values(self) -> Iterator[tuple[str, Callable[[Draw], list[str]]]]:
+        """The checks that compare no gradients, with their names."""
         yield "setting and getting weights", self._round_trip
+        for start, shaken in (("the initial", False), ("shaken", True)):
+            yield f"inference with {start} weights", self._inference(shaken=shaken)
+        yield "clipping and noising", self._report
+
+    def of_gradients(self) -> Iterator[tuple[str, Callable[[Draw], list[str]]]]:
+        """The checks that compare steps of training, with their names."""
+        size = self._plan.local_training.batch_size
         for start, shaken in (("the initial", False), ("shaken", True)):
             yield f"{_STEPS} steps from {start} weights", self._steps(shaken=shaken)
             for real in sorted({size, (size + 1) // 2, 1, 0}, reverse=True):
                 name = f"one step from {start} weights, {real} of {size} examples real"
                 yield name, self._one_step(shaken=shaken, real=real)
             yield f"one step from {start} weights against a GradientTape", self._tape(shaken=shaken)
-            yield f"inference with {start} weights", self._inference(shaken=shaken)
         if self._device.train_dp is not None:
             for real in sorted({size, (size + 1) // 2, 0}, reverse=True):
                 name = f"per-example clipping against the loop, {real} of {size} examples real"
@@ -133,7 +139,6 @@ class _Checks:
             )
         if self._device.get_optimizer_state is not None:
             yield "the optimizer's state kept over rounds", self._kept_state
-        yield "clipping and noising", self._report
 
     def _round_trip(self, draw: Draw) -> list[str]:
         weights = draw.rng.normal(size=self._layout.size).astype(np.float32)
