@@ -38,8 +38,13 @@ def environment(name: str, lists: Path = HERE) -> Path:
     return folder / "bin" / "python"
 
 
-def variables() -> dict[str, str]:
-    """The environment variables of a worker: this checkout, one thread everywhere."""
-    threads = dict.fromkeys(("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS"), "1")
-    threads |= dict.fromkeys(("TF_NUM_INTRAOP_THREADS", "TF_NUM_INTEROP_THREADS"), "1")
+_ONE_THREAD = (
+    *("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS"),
+    *("TF_NUM_INTRAOP_THREADS", "TF_NUM_INTEROP_THREADS"),
+)
+
+
+def variables(*, one_thread: bool = True) -> dict[str, str]:
+    """The environment variables of a worker: this checkout; mostly one thread everywhere."""
+    threads = dict.fromkeys(_ONE_THREAD, "1") if one_thread else {}
     return {**os.environ, **threads, "PYTHONPATH": str(ROOT), "TF_CPP_MIN_LOG_LEVEL": "3"}

@@ -16,11 +16,13 @@ _END_S = 30
 class WorkerProcess:
     """Runs `command` and the moment of its start (monotonic seconds) as last argument.
 
+    Every library gets one thread, or with `one_thread` false as many as it chooses.
+
     The worker answers once when it is ready and once for every line of seconds it is
     given; answers may hold `start_s`, `peak_mb` and, when it can not go on, `fails`.
     """
 
-    def __init__(self, *command: Any, log: Path):
+    def __init__(self, *command: Any, log: Path, one_thread: bool = True):
         self.start_s = self.peak_mb = float("nan")
         self._log = log
         with open(log, "w") as errors:
@@ -29,7 +31,7 @@ class WorkerProcess:
                 stdin=subprocess.PIPE,
                 stdout=subprocess.PIPE,
                 stderr=errors,
-                env=variables(),
+                env=variables(one_thread=one_thread),
                 text=True,
             )
         self.fails = ""

@@ -22,7 +22,9 @@ class System(WorkerProcess):
         self.name, self.users, self.workload = name, users, folder.name
         self.seconds: list[float] = []
         self.cpu: list[float] = []
-        super().__init__(python, WORKER, name, folder, cores, log=folder / f"{self.label}.log")
+        log = folder / f"{self.label}.log"
+        one_thread = "," not in cores
+        super().__init__(python, WORKER, name, folder, cores, log=log, one_thread=one_thread)
 
     def run(self, seconds: float) -> None:
         """One turn of rounds."""

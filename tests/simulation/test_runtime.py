@@ -16,6 +16,7 @@ import pytest
 from plans import digits_plan, with_server
 
 from tf_dpfl.protocol.plan_files import plan_to_toml
+from tf_dpfl.simulation.worker_process import start_worker
 
 PROGRAM = """
 import os, sys, time
@@ -126,3 +127,27 @@ def test_command_that_is_interrupted_leaves_no_worker_and_a_run_that_goes_on(tmp
         assert process.wait(60) == 0
     assert_ended(worker)
     assert len((folder / "ledger.jsonl").read_text().splitlines()) == 150
+
+
+def processes_of(process):
+    return [process, *process.children(recursive=True)]
+
+
+@pytest.mark.parametrize("own", ["", "3"])
+def test_a_worker_computes_each_client_in_one_thread_unless_told_otherwise(monkeypatch, own):
+    monkeypatch.delenv("TF_NUM_INTEROP_THREADS", raising=False)
+    monkeypatch.delenv("TF_NUM_INTRAOP_THREADS", raising=False)
+    if own:
+        monkeypatch.setenv("TF_NUM_INTRAOP_THREADS", own)
+    worker = start_worker(concurrent_calls=2)
+    try:
+        started = psutil.Process(worker.process.pid)
+        environment = {}
+        while not environment:  # empty while the program is being loaded
+            time.sleep(0.02)
+            found = [p for p in processes_of(started) if "worker_binary" in p.name()]
+            environment = found[0].environ() if found else {}
+    finally:
+        worker.stop()
+    assert environment["TF_NUM_INTEROP_THREADS"] == "2"
+    assert environment["TF_NUM_INTRAOP_THREADS"] == (own or "1")

@@ -112,6 +112,10 @@ def start_worker(
                 # Each arena of the C library keeps what it was once given: with eight for
                 # each core, as is its default, the worker grows for thousands of rounds.
                 "MALLOC_ARENA_MAX": str(max(2, concurrent_calls)),
+                # A shard for each core: its small operations shared out over threads
+                # would only wait for one another.
+                "TF_NUM_INTRAOP_THREADS": "1",
+                "TF_NUM_INTEROP_THREADS": str(concurrent_calls),
                 **os.environ,
                 "TF_CPP_MIN_LOG_LEVEL": "3",
             },
