@@ -103,7 +103,7 @@ def fill_with_noise(
             raise ValueError(f"a part of shape {part.shape} is not contiguous; pass whole arrays")
         targets.append(part.reshape(-1))
     size = sum(map(len, targets))
-    key_stream = _key_stream(random_bytes)
+    key_stream = fresh_key_stream(random_bytes)
     scale = stddev / math.sqrt(DRAWS_PER_VALUE)
     workspace = _workspace(min(size, _CHUNK))
     rest = iter(targets)
@@ -129,12 +129,15 @@ def uniforms(size: int, random_bytes: Callable[[int], bytes] = os.urandom) -> Fl
 
     Raises as `gaussian_noise` does.
     """
-    raw = np.frombuffer(_key_stream(random_bytes)(4 * size), np.uint32)
+    raw = np.frombuffer(fresh_key_stream(random_bytes)(4 * size), np.uint32)
     return (raw >> np.uint32(8)).astype(np.float32) * np.float32(2.0**-24)
 
 
-def _key_stream(random_bytes: Callable[[int], bytes]) -> Callable[[int], bytes]:
-    """The next n bytes of ChaCha20 under a fresh key."""
+def fresh_key_stream(random_bytes: Callable[[int], bytes]) -> Callable[[int], bytes]:
+    """A function that gives the next n bytes of ChaCha20 under a fresh key.
+
+    Raises as `gaussian_noise` does.
+    """
     key = random_bytes(_KEY_BYTES)
     if len(key) != _KEY_BYTES:
         raise StateError(
