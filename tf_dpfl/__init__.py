@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from models.registry import build_model as build_model
+    from tf_dpfl.central.model import DPModel as DPModel
     from tf_dpfl.data.federated import load_federated_data as load_federated_data
     from tf_dpfl.export.model import export_model as export_model
     from tf_dpfl.export.task import export_client as export_client
@@ -25,6 +26,7 @@ if TYPE_CHECKING:
 __version__ = "0.1.0"
 
 _HOMES = {
+    "DPModel": "tf_dpfl.central.model",
     "build_learning_process": "tf_dpfl.simulation.process",
     "build_model": "models.registry",
     "calibrate_plan": "tf_dpfl.privacy.calibration",
@@ -39,6 +41,7 @@ _HOMES = {
 }
 
 __all__ = [
+    "DPModel",
     "__version__",
     "build_learning_process",
     "build_model",
@@ -55,7 +58,7 @@ __all__ = [
 
 
 def __getattr__(name: str) -> Any:
-    """The function `name`, its room imported now (PEP 562)."""
+    """The function or class `name`, its room imported now (PEP 562)."""
     if name not in _HOMES:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
     value = getattr(importlib.import_module(_HOMES[name]), name)

@@ -44,12 +44,13 @@ def test_own_model_and_data_takes_less_than_forty_lines():
     assert len(EXAMPLE.read_text().splitlines()) < 40
 
 
-def test_the_loop_of_the_documentation_runs_as_written(tmp_path):
+def output_of_snippet(number, tmp_path):
     text = (ROOT / "docs" / "python.md").read_text()
-    (snippet,) = re.findall(r"```python\n(.*?)```", text, flags=re.DOTALL)
+    snippets = re.findall(r"```python\n(.*?)```", text, flags=re.DOTALL)
+    assert len(snippets) == 2
     with open(tmp_path / "log", "w+") as log:
         done = subprocess.run(
-            [sys.executable, "-c", snippet],
+            [sys.executable, "-c", snippets[number]],
             stdout=log,
             stderr=log,
             env={**os.environ, "TF_CPP_MIN_LOG_LEVEL": "3"},
@@ -59,8 +60,19 @@ def test_the_loop_of_the_documentation_runs_as_written(tmp_path):
         log.seek(0)
         output = log.read()
     assert done.returncode == 0, output
+    return output
+
+
+def test_the_loop_of_the_documentation_runs_as_written(tmp_path):
+    output = output_of_snippet(0, tmp_path)
     assert output.count("'released', True") == 3
     assert "rounds: 3 of 30 done" in output
+
+
+def test_the_central_training_of_the_documentation_runs_as_written(tmp_path):
+    output = output_of_snippet(1, tmp_path)
+    assert "48 steps of DP-SGD" in output
+    assert 1.98 <= float(re.search(r"epsilon = (\S+) at", output)[1]) <= 2.0
 
 
 def test_every_public_function_is_in_the_documentation():

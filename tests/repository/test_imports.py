@@ -26,6 +26,10 @@ ALLOWED = {
         "tf_dpfl.protocol", "tf_dpfl.privacy", "tf_dpfl.data", "tf_dpfl.client_work", "models",
         "tensorflow", "tensorflow_federated", "grpc", "numpy", "matplotlib",
     },
+    "tf_dpfl/central": {
+        "tf_dpfl.protocol", "tf_dpfl.privacy", "tf_dpfl.client_work", "models", "tensorflow",
+        "numpy",
+    },
     "tf_dpfl/export": {
         "tf_dpfl.protocol", "tf_dpfl.privacy", "tf_dpfl.client_work", "models", "tensorflow",
         "flatbuffers", "numpy", "cryptography",

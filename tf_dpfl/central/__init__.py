@@ -1,0 +1,1 @@
+"""Private training of a Keras model on data that lie in one place."""
