@@ -267,14 +267,15 @@ def test_the_local_worker_reads_memory_that_was_handed_to_it():
         os.close(descriptor)
 
 
-def test_a_worker_keeps_nothing_of_earlier_rounds(data, monkeypatch):
+def test_a_worker_keeps_nothing_of_earlier_rounds_and_gets_a_computation_once(data, monkeypatch):
     """By TFF's default it would keep twenty values, among them six rounds' users."""
-    made, gone = [], []
+    made, gone, computations = [], [], []
 
     class Recording(workers_module._Stub):
         def create_value(self, request):
             answer = super().create_value(request)
-            made.append(answer.value_ref.id)
+            kind = request.value.WhichOneof("value")
+            (computations if kind == "computation" else made).append(answer.value_ref.id)
             return answer
 
         def create_call(self, request):
@@ -287,15 +288,17 @@ def test_a_worker_keeps_nothing_of_earlier_rounds(data, monkeypatch):
             return super().dispose(request)
 
     monkeypatch.setattr(workers_module, "_Stub", Recording)
-    kept = []
+    kept, sent = [], []
 
     def between(number):
         gc.collect()
         kept.append(len(set(made) - set(gone)))
+        sent.append(len(computations))
 
     weights_after(data, plan_of(), between=between)
-    assert len(set(made)) > 10
+    assert len(set(made)) >= 6
     assert kept == [0, 0, 0]
+    assert 0 < sent[0] == sent[1] == sent[2]
 
 
 def test_work_goes_back_to_a_worker_that_is_found_again():
