@@ -19,7 +19,6 @@ from typing import Any
 
 import grpc
 import tensorflow_federated as tff
-import tree
 from tensorflow_federated.python.common_libs import structure
 from tensorflow_federated.python.core.backends.native import compiler, mergeable_comp_compiler
 from tensorflow_federated.python.core.environments.tensorflow_frontend import (
@@ -225,16 +224,12 @@ class _Part:
 
 
 def _without_tensors(value: Any) -> Any:
-    """`value` with NumPy arrays in the place of tensors, Python's containers in TFF's."""
-
-    def plain(part: Any) -> Any:
-        return structure.to_odict_or_tuple(part) if isinstance(part, structure.Struct) else None
-
+    """`value` with NumPy arrays in the place of tensors."""
     if isinstance(value, structure.Struct):
         return structure.Struct(
             (name, _without_tensors(part)) for name, part in structure.iter_elements(value)
         )
-    return tensorflow_computation.transform_args(tree.traverse(plain, value))
+    return tensorflow_computation.transform_args(value)
 
 
 def _mergeable_form(comp: Any) -> Any:
