@@ -111,7 +111,8 @@ def build_learning_process(
 
         @tff.tensorflow.computation(weights_type, SEED_TYPE, shards_type)
         def client(weights: Any, noise_seed: Any, shard: Any) -> Any:
-            local = tf.keras.models.clone_model(model, clone_function=_clone_layer)
+            with tf.variable_creator_scope(_starts_at_zero):
+                local = tf.keras.models.clone_model(model, clone_function=_clone_layer)
             computation = ClientComputation(
                 local, plan.local_training, op_gradients=FASTER_GRADIENTS
             )
@@ -204,6 +205,14 @@ def _clone_layer(layer: tf.keras.layers.Layer) -> tf.keras.layers.Layer:
         if hasattr(part, "_enable_caching_device"):
             part._enable_caching_device = False
     return twin
+
+
+def _starts_at_zero(make: Any, **arguments: Any) -> tf.Variable:
+    """A variable of the clone: every shard assigns it, so that nothing random is drawn first."""
+    shape, dtype = arguments.get("shape"), arguments.get("dtype")
+    if shape is not None and dtype is not None and tf.TensorShape(shape).is_fully_defined():
+        arguments["initial_value"] = lambda: tf.zeros(shape, dtype)
+    return make(**arguments)
 
 
 @contextlib.contextmanager
