@@ -260,10 +260,10 @@ def privacy_card(
     delta = plan.privacy.delta
     one = mechanism_of_plan(plan, rounds=1)
     if _is_unenforced(sampling_enforced_by):
-        one = one.unamplified()
-    left = max(plan.server.rounds - rounds_done, 0)
+        one = one.unenforced()
     spending = merge_consecutive((*prior, one.with_rounds(rounds_done)))
-    planned = merge_consecutive((*spending, one.with_rounds(left)))
+    in_all = max(plan.server.rounds, rounds_done)
+    planned = merge_consecutive((*prior, one.with_rounds(in_all)))
     in_the_end = account(planned, delta=delta)
     on_devices = plan.privacy.noise == "device"
     return PrivacyCard(
