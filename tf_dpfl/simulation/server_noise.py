@@ -105,14 +105,14 @@ def _banded(bands: int, *, size: int, stddev: float) -> ServerNoise:
 def _tree(levels: int, *, size: int, stddev: float) -> ServerNoise:
     """tensorflow-privacy's tree, its state padded to the most levels a run can have."""
 
-    def query(seed: Any) -> Any:
-        # The clipping is the users'; the query's own is never called.
-        return tfp.TreeResidualSumQuery.build_l2_gaussian_query(
-            clip_norm=1.0,
-            noise_multiplier=stddev,
-            record_specs=tf.TensorSpec([size]),
-            noise_seed=seed,
-        )
+    # The clipping is the users'; the query's own is never called. Nor is its seed used.
+    query = tfp.TreeResidualSumQuery.build_l2_gaussian_query(
+        clip_norm=1.0, noise_multiplier=stddev, record_specs=tf.TensorSpec([size]), noise_seed=0
+    )
+
+    def with_seed(state: Any, seed: tf.Tensor) -> Any:
+        generator = state.tree_state.value_generator_state._replace(seeds=seed)
+        return state._replace(tree_state=state.tree_state._replace(value_generator_state=generator))
 
     def remembered(state: Any) -> Any:
         tree = state.tree_state
@@ -128,23 +128,19 @@ def _tree(levels: int, *, size: int, stddev: float) -> ServerNoise:
         )
 
     def begin(seed: NDArray[np.int64]) -> Any:
-        with tf.init_scope():  # the query takes numbers
-            of_tree = derive_seed(tf.constant(seed), tf.constant(TREE, tf.int64)).numpy()
-        # All 128 bits: an integer in its place would fill both halves with the same 64.
-        return remembered(query(of_tree.tolist()).initial_global_state())
+        # Reset to the seed's 128 bits: the query itself takes 64, and twice the same.
+        of_tree = derive_seed(tf.constant(seed), tf.constant(TREE, tf.int64))
+        blank = query.initial_global_state()
+        return remembered(query.reset_state((), with_seed(blank, of_tree)))
 
     def add(total: tf.Tensor, _seed: tf.Tensor, memory: Any) -> tuple[tf.Tensor, Any]:
-        tree_query = query([0, 0])  # its own seed is replaced by the state's
         used = memory["nodes_used"]
-        blank = tree_query.initial_global_state()
-        generator = blank.tree_state.value_generator_state._replace(seeds=memory["seed"])
-        tree = blank.tree_state._replace(
-            level_buffer=memory["nodes"][:used],
-            level_buffer_idx=memory["node_levels"][:used],
-            value_generator_state=generator,
+        state = with_seed(query.initial_global_state(), memory["seed"])
+        tree = state.tree_state._replace(
+            level_buffer=memory["nodes"][:used], level_buffer_idx=memory["node_levels"][:used]
         )
-        state = blank._replace(tree_state=tree, previous_tree_noise=memory["noise_of_prefix"])
-        noised, state, _ = tree_query.get_noised_result(total, state)
+        state = state._replace(tree_state=tree, previous_tree_noise=memory["noise_of_prefix"])
+        noised, state, _ = query.get_noised_result(total, state)
         return noised, remembered(state)
 
     return ServerNoise(begin=begin, add=add)
