@@ -93,7 +93,7 @@ def test_separated_cohorts_of_a_large_population_take_the_cohorts_memory():
     clients = Clients(10**9, 100, 1, "min_separation")
     for number in (1, 10**7, 10**9):
         cohort = draw_cohort(clients, run_seed=b"s", round_number=number)
-        assert len(set(cohort.tolist())) == 100 and 0 <= cohort.min() and cohort.max() < 10**9
+        assert len(set(cohort.tolist())) == 100 and cohort.min() >= 0 and cohort.max() < 10**9
 
 
 def test_rounds_and_seeds_draw_differently_and_repeatably():

@@ -1,4 +1,4 @@
-"""Correlated server noise: its covariance over rounds, its seeds, its way through TFF and a kill."""
+"""Correlated server noise: its covariance over rounds, its seeds, its way through TFF."""
 
 import math
 import signal

@@ -150,9 +150,7 @@ def _as_one_release(mechanism: Mechanism) -> Mechanism:
         return mechanism
     until, separation = mechanism.last_round, mechanism.separation
     if isinstance(mechanism, BandedRounds):
-        sensitivity = banded_sensitivity(
-            bands=mechanism.bands, separation=separation, rounds=until
-        )
+        sensitivity = banded_sensitivity(bands=mechanism.bands, separation=separation, rounds=until)
     else:
         sensitivity = tree_sensitivity(separation=separation, rounds=until)
     return GaussianRounds(mechanism.noise_multiplier / sensitivity, POISSON, 1.0, 1)

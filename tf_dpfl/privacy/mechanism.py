@@ -160,9 +160,7 @@ class CorrelatedRounds(Mechanism):
         for name in ("separation", "first_round"):
             value = getattr(self, name)
             if not _is_integer(value) or not 1 <= value <= _LARGEST_ROUNDS:
-                raise ValueError(
-                    f"{name}={value!r} must be an integer from 1 to {_LARGEST_ROUNDS}"
-                )
+                raise ValueError(f"{name}={value!r} must be an integer from 1 to {_LARGEST_ROUNDS}")
 
     @property
     def last_round(self) -> int:
@@ -201,9 +199,7 @@ class BandedRounds(CorrelatedRounds):
         if not _is_integer(self.bands) or not 1 <= self.bands <= _LARGEST_BANDS:
             raise ValueError(f"bands={self.bands!r} must be an integer from 1 to {_LARGEST_BANDS}")
         if self.separation not in (1, max(self.separation, self.bands)):
-            raise ValueError(
-                f"bands={self.bands!r} must be at most separation={self.separation!r}"
-            )
+            raise ValueError(f"bands={self.bands!r} must be at most separation={self.separation!r}")
 
 
 @dataclass(frozen=True)

@@ -166,7 +166,7 @@ def _auto(plan: _Readable) -> Iterable[str]:
 def _rounds_of_a_tree(plan: _Readable) -> Iterable[str]:
     if plan.privacy.mechanism == "tree" and plan.server.rounds > MOST_ROUNDS_OF_A_TREE:
         return [
-            f'server.rounds={plan.server.rounds} must be at most {MOST_ROUNDS_OF_A_TREE} with '
+            f"server.rounds={plan.server.rounds} must be at most {MOST_ROUNDS_OF_A_TREE} with "
             'privacy.mechanism="tree", whose accounting walks through every round; set '
             'mechanism = "banded"'
         ]

@@ -232,7 +232,7 @@ class Plan:
 
     @property
     def bands(self) -> int:
-        """Bands of the mechanism "banded": as the plan says, or one for each round of separation."""
+        """Of the mechanism "banded": as the plan says, or one for each round of separation."""
         if self.privacy.bands is not None:
             return self.privacy.bands
         return min(self.clients.separation, self.server.rounds)

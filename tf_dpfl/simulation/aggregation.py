@@ -37,9 +37,7 @@ def build_aggregation_process(plan: Plan, *, size: int) -> tff.templates.Aggrega
 
     @tff.tensorflow.computation
     def first_state() -> Any:
-        return OrderedDict(
-            seed=tf.zeros([2], tf.int64), memory=noise.begin(np.zeros(2, np.int64))
-        )
+        return OrderedDict(seed=tf.zeros([2], tf.int64), memory=noise.begin(np.zeros(2, np.int64)))
 
     state_type = first_state.type_signature.result
 

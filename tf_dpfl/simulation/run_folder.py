@@ -215,7 +215,9 @@ def _check_same_plan(path: Path, plan: Plan) -> None:
         raise StateError(f"a run begun with another plan: {error.faults[0]}") from None
     if begun != plan:  # keys that came later are not in an older release's file
         old = plan_to_toml(begun)
-        changed = [f"{a!r} is now {b!r}" for a, b in zip(old.splitlines(), new.splitlines()) if a != b]
+        changed = [
+            f"{a!r} is now {b!r}" for a, b in zip(old.splitlines(), new.splitlines()) if a != b
+        ]
         raise StateError(
             f"{path}: was begun with another plan ({'; '.join(changed)}); "
             "use the old plan or a new folder"

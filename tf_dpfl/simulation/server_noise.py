@@ -97,9 +97,7 @@ def _banded(bands: int, *, size: int, stddev: float) -> ServerNoise:
         past = tf.concat([noise[tf.newaxis], past], axis=0)[: bands - 1]
         return total + noise, OrderedDict(past=tf.ensure_shape(past, [bands - 1, size]))
 
-    return ServerNoise(
-        begin=lambda _seed: OrderedDict(past=tf.zeros([bands - 1, size])), add=add
-    )
+    return ServerNoise(begin=lambda _seed: OrderedDict(past=tf.zeros([bands - 1, size])), add=add)
 
 
 def _tree(levels: int, *, size: int, stddev: float) -> ServerNoise:
