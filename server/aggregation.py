@@ -134,7 +134,12 @@ def _rested(
     ).scalar()
     if version is None:
         return []
-    resting = reported_too_recently(connection, model_version=version, separation=separation)
+    resting = reported_too_recently(
+        connection,
+        model_version=version,
+        separation=separation,
+        among=[upload.device_id for upload in uploads],
+    )
     return [upload for upload in uploads if upload.device_id not in resting]
 
 

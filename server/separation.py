@@ -6,6 +6,8 @@ released in the end. Reports of a failed attempt moved nothing.
 
 from __future__ import annotations
 
+from collections.abc import Collection
+
 from sqlalchemy import Connection, select
 
 from server import admission, enrolments, schema
@@ -15,15 +17,19 @@ from tf_dpfl.protocol.plan import Plan
 
 
 def reported_too_recently(
-    connection: Connection, *, model_version: int, separation: int
+    connection: Connection,
+    *,
+    model_version: int,
+    separation: int,
+    among: Collection[str] | None = None,
 ) -> set[str]:
     """Devices with a report in the last `separation` - 1 charged rounds.
 
     `model_version` is that of the round they would take part in: the number of
-    rounds released before it.
+    rounds released before it. Looks at the devices `among`, or at all.
     """
     report, round_ = schema.reports.c, schema.rounds.c
-    rows = connection.execute(
+    reported = (
         select(report.device_id)
         .join(schema.rounds, round_.number == report.round_number)
         .where(
@@ -31,7 +37,9 @@ def reported_too_recently(
             round_.model_version > model_version - separation,
         )
     )
-    return set(rows.scalars())
+    if among is not None:
+        reported = reported.where(report.device_id.in_(among))
+    return set(connection.execute(reported).scalars())
 
 
 def enforced_separation(plan: Plan) -> int | None:

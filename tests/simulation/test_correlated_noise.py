@@ -4,13 +4,12 @@ import math
 import signal
 import subprocess
 import sys
-from dataclasses import replace
 
 import numpy as np
 import pytest
 import tensorflow as tf
 import tensorflow_federated as tff
-from plans import digits_plan, small_mlp, with_server
+from plans import correlated_plan, digits_plan, small_mlp, with_server
 
 from tf_dpfl.data.federated import load_federated_data
 from tf_dpfl.privacy.accounting import central_epsilon
@@ -26,18 +25,6 @@ from tf_dpfl.simulation.simulate import simulate
 
 SEED = np.array([5, 6], np.int64)
 ROUNDS = 12
-
-
-def plan_with(mechanism, *, rounds=ROUNDS, bands=None, noise_multiplier=2.0, **privacy):
-    """5 rounds of separation: 8 of 40 users a round."""
-    plan = digits_plan(noise="server", noise_multiplier=noise_multiplier, **privacy)
-    if mechanism == "gaussian":
-        return with_server(plan, rounds=rounds)
-    return replace(
-        with_server(plan, rounds=rounds),
-        clients=replace(plan.clients, sampling="min_separation"),
-        privacy=replace(plan.privacy, mechanism=mechanism, bands=bands),
-    )
 
 
 def noise_of_rounds(plan, *, size, rounds=ROUNDS, seed=SEED):
@@ -100,7 +87,7 @@ def expected_covariance(mechanism, rounds, bands=None):
 )
 def test_noise_has_the_covariance_of_the_mechanism_over_rounds(mechanism, bands):
     size = 40_000
-    plan = plan_with(mechanism, bands=bands)
+    plan = correlated_plan(mechanism, bands=bands)
     noise = noise_of_rounds(plan, size=size) / (2.0 * plan.privacy.clip_norm)
     covariance = noise @ noise.T / size
     expected = expected_covariance(mechanism, ROUNDS, bands)
@@ -118,7 +105,7 @@ def test_independent_noise_would_not_pass_for_correlated_noise(mechanism, bands)
 
 
 def test_the_sum_of_all_rounds_carries_far_less_than_independent_noise_would():
-    plan, size = plan_with("banded", bands=5), 40_000
+    plan, size = correlated_plan("banded", bands=5), 40_000
     total = noise_of_rounds(plan, size=size).sum(axis=0)
     factor = lower_toeplitz(square_root_coefficients(5), ROUNDS)
     of_prefix = np.ones(ROUNDS) @ np.linalg.inv(factor)
@@ -131,7 +118,7 @@ def test_tensorflow_privacys_own_query_draws_the_same_tree():
     """Its state is taken apart and put together again in every round."""
     import tensorflow_privacy as tfp
 
-    plan, size = plan_with("tree"), 300
+    plan, size = correlated_plan("tree"), 300
     noise = server_noise(plan, size=size)
     memory = noise.begin(SEED)
     query = tfp.TreeResidualSumQuery.build_l2_gaussian_query(
@@ -149,7 +136,7 @@ def test_tensorflow_privacys_own_query_draws_the_same_tree():
 
 @pytest.mark.parametrize("mechanism", ["banded", "tree"])
 def test_runs_have_noise_of_their_own_and_seeds_repeat_it(mechanism):
-    plan = plan_with(mechanism)
+    plan = correlated_plan(mechanism)
     first = noise_of_rounds(plan, size=2000)
     np.testing.assert_array_equal(first, noise_of_rounds(plan, size=2000))
     for other in ([5, 6 + 2**40], [6, 6]):  # either half of the seed
@@ -161,7 +148,7 @@ def test_runs_have_noise_of_their_own_and_seeds_repeat_it(mechanism):
 @pytest.mark.parametrize("mechanism", ["banded", "tree"])
 def test_too_much_noise_to_remember_is_refused_with_a_way_out(mechanism):
     with pytest.raises(PlanError, match="bands"):
-        server_noise(plan_with(mechanism), size=10**9)
+        server_noise(correlated_plan(mechanism), size=10**9)
 
 
 @pytest.fixture(scope="module")
@@ -181,7 +168,7 @@ def test_the_process_adds_that_noise_and_the_optimizer_only_works_on_what_it_giv
 ):
     """Users whose updates are next to nothing: what moves the model is the noise alone."""
     plan = with_server(
-        plan_with(mechanism, clip_norm=1e-6, noise_multiplier=1e5, smallest_cohort=1),
+        correlated_plan(mechanism, clip_norm=1e-6, noise_multiplier=1e5, smallest_cohort=1),
         optimizer=optimizer,
         momentum=0.5,
     )
@@ -222,7 +209,7 @@ simulate(load_plan(sys.argv[1]), sys.argv[2], seed=7, on_event=stop)
 
 @pytest.mark.parametrize("mechanism", ["banded", "tree"])
 def test_a_killed_run_goes_on_with_the_noise_it_would_have_had(mechanism, tmp_path, data):
-    plan = with_server(plan_with(mechanism, rounds=7), optimizer="momentum")
+    plan = with_server(correlated_plan(mechanism, rounds=7), optimizer="momentum")
     whole = simulate(plan, tmp_path / "whole", data=data, seed=7)
     plan_file, folder = tmp_path / "plan.toml", tmp_path / "run"
     plan_file.write_text(plan_to_toml(plan))

@@ -198,7 +198,7 @@ class BandedRounds(CorrelatedRounds):
         super().__post_init__()
         if not _is_integer(self.bands) or not 1 <= self.bands <= _LARGEST_BANDS:
             raise ValueError(f"bands={self.bands!r} must be an integer from 1 to {_LARGEST_BANDS}")
-        if self.separation not in (1, max(self.separation, self.bands)):
+        if 1 < self.separation < self.bands:
             raise ValueError(f"bands={self.bands!r} must be at most separation={self.separation!r}")
 
 
