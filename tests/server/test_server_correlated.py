@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import asyncio
+import io
+import itertools
 import json
 import math
 from pathlib import Path
@@ -27,13 +30,15 @@ from server import enrolments, schema
 from server.aggregation import CLOSED, COUNTED, Upload, fold
 from server.blobs import BlobStore
 from server.closing import Closing
+from server.coordinator import Coordinator, OpenRound
+from server.events import Reporter
 from server.noise import draw_noise, memory_rows
 from server.rounds import OPEN, Policy, Round, check_policy, default_start_when
 from server.separation import draw_cohort
 from server.store import Store
 from tf_dpfl.privacy.accounting import central_epsilon
 from tf_dpfl.privacy.mechanism import BandedRounds, mechanism_of_plan
-from tf_dpfl.protocol.errors import BudgetError, StateError
+from tf_dpfl.protocol.errors import BudgetError, StateError, WireError
 from tf_dpfl.protocol.plan import Plan
 
 ROUNDS = 11
@@ -228,6 +233,37 @@ def test_a_report_that_comes_too_early_is_refused_whoever_invited_its_device(
         ]
 
 
+def test_the_coordinator_has_early_reports_refused(tmp_path: Path) -> None:
+    a, b = f"{0:032x}", f"{1:032x}"
+    plan = correlated("banded")
+    with closing_of(tmp_path, plan) as closing:
+        report(closing, 1, [a, "c" * 32], released=0)
+        close(closing, 1)
+        # Planted: a draw that holds a device of the round before.
+        round_ = Round(2, 1, OPEN, bytes(32), frozenset({a, b}), 0.0, 1e12)
+        closing.store.open_round(round_)
+        reporter = Reporter(as_json=True, stream=io.StringIO())
+
+        async def both() -> list[Any]:
+            coordinator = Coordinator(closing, Policy(start_when=12), reporter, poll_s=1.0)
+            coordinator.open = OpenRound(round_, frozenset({a, b}), frozenset())
+            run = asyncio.Event()
+            life = asyncio.create_task(coordinator.run(run))
+            uploads = [Upload(device, device, np.zeros(6, np.float32)) for device in (a, b)]
+            try:
+                return await asyncio.gather(
+                    *(coordinator.submit(2, upload) for upload in uploads), return_exceptions=True
+                )
+            finally:
+                run.set()
+                await life
+                await coordinator.close()
+
+        early, in_time = asyncio.run(both())
+    assert isinstance(early, WireError) and early.status == 410
+    assert in_time is True
+
+
 def test_without_the_separation_the_early_report_would_count(tmp_path: Path) -> None:
     """The test above fails with the check taken out."""
     a = f"{0:032x}"
@@ -342,7 +378,10 @@ def test_a_crash_between_draw_and_release_keeps_noise_and_memory_together(
     assert abs(total.std() / (2.0 * 0.5 * expected) - 1) < 5 / (2 * size) ** 0.5
     store = Store(state / "server.sqlite", create=False)
     last = store.last_released()
+    cohorts = [set(store.report_digests(number)) for number in range(1, rounds + 1)]
     store.close()
+    # 2 rounds of separation: nobody reports twice in a row.
+    assert all(cohorts) and not any(a & b for a, b in itertools.pairwise(cohorts))
     assert last is not None and last.noise_blob is not None
     # Kept, and private to the server: named in no file that it publishes.
     BlobStore(state / "blobs").get(last.noise_blob)
