@@ -11,6 +11,9 @@
     zero-out, so the smaller of the two holds under zero-out.
   * Rounds of DP-SGD inside the clients have the unit "example": see
     `accounting_examples`. They do not mix with rounds of the unit "user".
+  * Rounds with correlated noise are one Gaussian release of a sensitivity of its own
+    (`factorisation`, `tree`), under zero-out: a separation is enforced by who was
+    there, and then somebody else takes the place of who is not.
   * Lists compose, whatever is mixed; every step rounds upwards.
 """
 
@@ -25,14 +28,19 @@ from importlib import metadata
 from typing import Any
 
 from tf_dpfl.privacy.accounting_examples import example_epsilon, example_renyi, log_of_mixture
+from tf_dpfl.privacy.factorisation import banded_sensitivity
 from tf_dpfl.privacy.mechanism import (
     FIXED,
     POISSON,
+    BandedRounds,
+    CorrelatedRounds,
     ExampleGaussianEpochs,
     GaussianRounds,
     Mechanism,
+    merge_consecutive,
     require_one_unit,
 )
+from tf_dpfl.privacy.tree import tree_sensitivity
 from tf_dpfl.protocol.gaussian import gaussian_epsilon
 
 PLD = "pld"
@@ -110,10 +118,12 @@ def account(
     if accountant not in (PLD, RDP):
         raise ValueError(f'accountant={accountant!r} must be "pld" or "rdp"')
     require_one_unit(spending)
-    merged = _merge(spending)
+    spending = merge_consecutive(spending)
+    correlated = any(isinstance(m, CorrelatedRounds) for m in spending)
+    merged = _merge([_as_one_release(m) for m in spending])
     examples = tuple(m for m in merged if isinstance(m, ExampleGaussianEpochs))
     users = tuple(m for m in merged if isinstance(m, GaussianRounds))
-    add_or_remove = not examples and all(m.sampling != FIXED for m in users)
+    add_or_remove = not (examples or correlated) and all(m.sampling != FIXED for m in users)
     relation = ADD_OR_REMOVE if add_or_remove else ZERO_OUT
     if not merged:
         return CentralEpsilon(0.0, relation, "nothing released")
@@ -124,12 +134,26 @@ def account(
     else:
         candidates = _candidates(users, delta, accountant)
     epsilon, method = min(candidates, key=lambda candidate: candidate[0])
+    if correlated:
+        method += ", correlated rounds as one release"
     return CentralEpsilon(epsilon, relation, method)
 
 
 def accountant_versions() -> str:
     """The library behind the numbers, e.g. "dp_accounting 0.6.0"."""
     return f"dp_accounting {metadata.version('dp-accounting')}"
+
+
+def _as_one_release(mechanism: Mechanism) -> Mechanism:
+    """Rounds of correlated noise as the one Gaussian release they are; others as they are."""
+    if not isinstance(mechanism, CorrelatedRounds):
+        return mechanism
+    until, separation = mechanism.last_round, mechanism.separation
+    if isinstance(mechanism, BandedRounds):
+        sensitivity = banded_sensitivity(bands=mechanism.bands, separation=separation, rounds=until)
+    else:
+        sensitivity = tree_sensitivity(separation=separation, rounds=until)
+    return GaussianRounds(mechanism.noise_multiplier / sensitivity, POISSON, 1.0, 1)
 
 
 def _merge(spending: Sequence[Mechanism]) -> tuple[Mechanism, ...]:

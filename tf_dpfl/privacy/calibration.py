@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import replace
 
 from tf_dpfl.privacy.accounting import central_epsilon
+from tf_dpfl.privacy.choice import candidates, with_least_error
 from tf_dpfl.privacy.mechanism import Mechanism, mechanism_of_plan
 from tf_dpfl.protocol.errors import PlanError
 from tf_dpfl.protocol.plan import Plan
@@ -23,12 +24,25 @@ def calibrate_plan(plan: Plan) -> Plan:
     All `server.rounds` rounds together then have a central epsilon of at most
     the target and at least 0.99 of it, nothing else having been spent on the
     same users. A plan that already has a noise multiplier is returned as is.
+    `mechanism = "auto"` becomes the mechanism of the least error (`choice`), with the
+    sampling it needs.
 
     Raises PlanError when no usable noise gives the target.
     """
     target = plan.privacy.target_epsilon
     if target is None:
         return plan
+    if plan.privacy.mechanism == "auto":
+        possible: list[Plan] = []
+        faults: list[str] = []
+        for candidate in candidates(plan):
+            try:
+                possible.append(calibrate_plan(candidate))
+            except PlanError as error:
+                faults += error.faults
+        if not possible:
+            raise PlanError(faults)
+        return with_least_error(possible, target_epsilon=target)
     # The noise does not matter here: `calibrated_noise` puts its own in.
     release = mechanism_of_plan(plan.with_noise_multiplier(1.0), rounds=plan.server.rounds)
     noise = calibrated_noise(release, target_epsilon=target, delta=plan.privacy.delta)
