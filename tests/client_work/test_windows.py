@@ -21,6 +21,10 @@ WINDOWS = [
     ((2, 3), (3, 1), (1, 1), 2),
     ((3, 2), (1, 1), (2, 3), 2),
     ((1, 5), (1, 4), (1, 1), 1),
+    ((3, 5), (2, 4), (1, 1), 1),
+    ((2, 9), (1, 1), (1, 1), 1),
+    ((2, 12), (1, 1), (1, 1), 1),
+    ((2, 6), (1, 4), (1, 1), 1),
 ]
 
 
@@ -64,6 +68,12 @@ def test_a_pixel_for_a_window_needs_no_copies() -> None:
     assert [step.kind for step in steps] == ["reshape"]
 
 
-def test_a_short_run_is_gathered_in_two_stages() -> None:
+def test_a_short_run_is_copied_in_two_stages() -> None:
     steps = patch_steps([2, 28, 28, 1], Axis(28, 13, 4, 2, 1, 0), Axis(28, 13, 4, 2, 1, 0))
+    assert [step.kind for step in steps].count("slices") == 1
+    assert [step.kind for step in steps].count("gather") == 1
+
+
+def test_windows_that_never_lie_side_by_side_are_gathered_twice() -> None:
+    steps = patch_steps([2, 20, 20, 1], Axis(20, 4, 5, 4, 1, 0), Axis(20, 4, 5, 4, 1, 0))
     assert [step.kind for step in steps].count("gather") == 2

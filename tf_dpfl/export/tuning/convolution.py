@@ -90,6 +90,8 @@ def _run(graph: Graph, kind: str, tensor: int, argument: Any) -> int:
         return graph.add("PADV2", inputs, sizes, options="PadV2Options")
     if kind == "reshape":
         return reshaped(graph, tensor, argument.tolist())
+    if kind == "slices":
+        return _joined(graph, [_slice(graph, tensor, *piece) for piece in argument.tolist()])
     return graph.add(
         "GATHER",
         [tensor, graph.constant(argument)],
@@ -98,6 +100,20 @@ def _run(graph: Graph, kind: str, tensor: int, argument: Any) -> int:
         axis=1,
         batchDims=0,
     )
+
+
+def _slice(graph: Graph, matrix: int, start: int, size: int) -> int:
+    """Columns `start` to `start` + `size`."""
+    bounds = [[0, start], [graph.shape(matrix)[0], size]]
+    inputs = [matrix, *(graph.constant(np.array(bound, np.int32)) for bound in bounds)]
+    return graph.add("SLICE", inputs, bounds[1], options="SliceOptions")
+
+
+def _joined(graph: Graph, matrices: list[int]) -> int:
+    """The columns of all, in their order."""
+    sizes = [graph.shape(matrix)[1] for matrix in matrices]
+    shape = [graph.shape(matrices[0])[0], sum(sizes)]
+    return graph.add("CONCATENATION", matrices, shape, options="ConcatenationOptions", axis=1)
 
 
 def reshaped(graph: Graph, tensor: int, shape: Any, *, into: int | None = None) -> int:
