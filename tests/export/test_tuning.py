@@ -148,7 +148,7 @@ def test_equal_ops_run_once_and_equal_constants_are_kept_once() -> None:
     np.testing.assert_allclose(run(content, [x]), expected, rtol=1e-5)
 
 
-@pytest.mark.parametrize("rows, detour", [(128, True), (2, False)])
+@pytest.mark.parametrize(("rows", "detour"), [(128, True), (2, False)])
 def test_only_large_reshapes_leave_xnnpack(rows: int, detour: bool) -> None:
     def turn(x: tf.Tensor) -> tf.Tensor:
         return tf.tanh(tf.reshape(tf.sin(x), [16 * rows, 8])) + 1.0

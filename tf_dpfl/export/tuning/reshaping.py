@@ -27,9 +27,7 @@ def spare_copies(graph: Graph) -> None:
     for op in graph.subgraph.operators:
         if graph.name(op) == "RESHAPE" and _is_large(graph, op.inputs[0], op.outputs[0]):
             size = math.prod(graph.shape(op.outputs[0]))
-            detour = reshaped(
-                graph, op.inputs[0], [*[1] * (_AXES_OF_PLAIN_KERNELS - 1), size]
-            )
+            detour = reshaped(graph, op.inputs[0], [*[1] * (_AXES_OF_PLAIN_KERNELS - 1), size])
             op.inputs = np.array([detour, *op.inputs[1:]], np.int32)
             operators += graph.made()
         operators.append(op)
