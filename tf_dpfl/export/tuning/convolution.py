@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 from tensorflow.lite.python.schema_py_generated import ActivationFunctionType, Padding
 
-from tf_dpfl.client_work.windows import FEW_ROWS, Axis, patch_steps
+from tf_dpfl.client_work.windows import Axis, patch_steps, rows_at_once
 from tf_dpfl.export.tuning.file import Graph
 from tf_dpfl.export.tuning.rewrites import rewrite_of
 
@@ -36,8 +36,7 @@ def _convolution(graph: Graph, op: Any) -> bool:
     for step in patch_steps(graph.shape(image), rows, columns):
         met = _run(graph, step.kind, met, step.argument)
     batch, places, size = graph.shape(met)
-    if places < FEW_ROWS:
-        met = reshaped(graph, met, [batch * places, size])
+    met = reshaped(graph, met, [*rows_at_once(batch, places), size])
     matrix = reshaped(graph, kernel, [size, graph.shape(kernel)[3]])
     product = graph.add(
         "BATCH_MATMUL",
