@@ -83,6 +83,20 @@ def test_a_finished_run_trains_nothing_more(finished, data):
     assert len((finished.folder / "ledger.jsonl").read_text().splitlines()) == 5
 
 
+def test_a_run_that_can_learn_nothing_is_told_so_before_it_begins(data, tmp_path):
+    events = []
+    loud = PLAN.with_noise_multiplier(500.0)
+    result = simulate(
+        with_server(loud, rounds=1), tmp_path / "run", data=data, seed=1, on_event=events.append
+    )
+    first, second, *_ = events
+    assert (first["event"], second["event"]) == ("preflight", "traced")
+    assert "can not learn" in first["warning"]
+    weights = sum(w.size for w in result.model.get_weights())
+    cohort = loud.clients.clients_per_round
+    assert first["signal_to_noise"] == pytest.approx(cohort / (500 * weights**0.5))
+
+
 KILLED = """
 import os, sys
 os.environ["TF_CPP_MIN_LOG_LEVEL"] = "3"

@@ -10,9 +10,9 @@ import math
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
 
-from tf_dpfl.privacy.factorisation import banded_prefix_error
+from tf_dpfl.privacy.factorisation import banded_last_error, banded_prefix_error
 from tf_dpfl.privacy.mechanism import MIN_SEPARATION
-from tf_dpfl.privacy.tree import tree_prefix_error
+from tf_dpfl.privacy.tree import tree_last_error, tree_prefix_error
 from tf_dpfl.protocol.contradictions import MOST_ROUNDS_OF_A_TREE
 from tf_dpfl.protocol.plan import Plan
 
@@ -58,6 +58,18 @@ def prefix_error(plan: Plan) -> float:
         error = banded_prefix_error(bands=plan.bands, rounds=rounds)
     else:
         error = math.sqrt((rounds + 1) / 2)
+    return plan.privacy.calibrated_noise_multiplier * error
+
+
+def last_error(plan: Plan) -> float:
+    """Deviation of the noise in the sum over all rounds; otherwise as `prefix_error`."""
+    rounds = plan.server.rounds
+    if plan.privacy.mechanism == "tree":
+        error = tree_last_error(rounds=rounds)
+    elif plan.privacy.mechanism == "banded":
+        error = banded_last_error(bands=plan.bands, rounds=rounds)
+    else:
+        error = math.sqrt(rounds)
     return plan.privacy.calibrated_noise_multiplier * error
 
 

@@ -58,9 +58,19 @@ def banded_prefix_error(*, bands: int, rounds: int) -> float:
     In deviations of the independent draws: the rows of A C^-1, whose entries are the
     prefix sums of the series of 1 / c.
     """
+    return math.sqrt(float(_prefix_variances(bands=bands, rounds=rounds).mean()))
+
+
+def banded_last_error(*, bands: int, rounds: int) -> float:
+    """The deviation of the sum of all rounds, in those of the independent draws."""
+    return math.sqrt(float(_prefix_variances(bands=bands, rounds=rounds)[-1]))
+
+
+def _prefix_variances(*, bands: int, rounds: int) -> Float64:
     of_prefix = np.cumsum(inverse_series(banded_coefficients(bands), length=rounds))
     # Row t of a lower Toeplitz matrix holds the first t + 1 of them.
-    return math.sqrt(float(np.cumsum(of_prefix**2).mean()))
+    variances: Float64 = np.cumsum(of_prefix**2)
+    return variances
 
 
 def inverse_series(coefficients: Float64, *, length: int) -> Float64:

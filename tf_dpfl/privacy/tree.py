@@ -40,6 +40,12 @@ def tree_prefix_error(*, rounds: int) -> float:
     return math.sqrt(total / rounds)
 
 
+def tree_last_error(*, rounds: int) -> float:
+    """The deviation of the sum of all rounds, in those of a node's noise."""
+    levels = (level for level in range(rounds.bit_length()) if rounds >> level & 1)
+    return math.sqrt(sum(1 / (2 - 2.0**-level) for level in levels))
+
+
 # What can still come of a pattern: rounds to wait until the next is allowed, and
 # the rounds taken so far in each open node, smallest node first.
 _State = tuple[int, tuple[int, ...]]
