@@ -312,3 +312,10 @@ def test_a_manifest_says_once_more_that_noise_is_correlated():
     raw = m.manifest_to_bytes(correlated)
     assert json.loads(raw)["privacy"]["mechanism"] == "banded"
     assert verify(raw) == correlated
+
+
+def test_a_task_whose_clip_norm_would_move_is_refused():
+    """No device is told a round's clip norm: it would clip to another one than is accounted."""
+    plan = plan_from_dict(plan_tree(privacy={"adaptive_clipping": True}))
+    with pytest.raises(TaskError, match=r"adaptive_clipping = false"):
+        verify(m.manifest_to_bytes(replace(MANIFEST, plan=plan)))

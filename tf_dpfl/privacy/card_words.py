@@ -15,7 +15,8 @@ class Words:
     """The terms of a card's epsilons for one unit.
 
     `sampling` and `mechanism` are format strings (of q and separation_less_one; of clip, noise,
-    smallest and bands); `not_covered` are the lines that hold for this unit in particular.
+    smallest, bands and the card's entries for adaptive clipping); `not_covered` are the lines
+    that hold for this unit in particular.
     """
 
     unit: str
@@ -27,6 +28,10 @@ class Words:
     local_against: str
     mechanism: str
     not_covered: tuple[str, ...]
+    released: str = (
+        "the model after each round, in checkpoints and exports; each client's own losses and the "
+        "single reports are not"
+    )
 
 
 NO_SAMPLING = "none is assumed: every client is counted as if in every round"
@@ -92,6 +97,22 @@ _USER_OF_A_TRUSTED_SERVER = replace(
     not_covered=(_REPORTS,),
 )
 
+_CLIPPED_ADAPTIVELY = (
+    "each update clipped to a norm that starts at {clip:g} and goes after the "
+    "{target_quantile:g} quantile of the users' norms; two noised releases a round, the sum of "
+    "the updates (at least {noise_multiplier_of_updates:g} clip norms) and the count of those "
+    "that were not clipped (at least {clip_count_stddev:g}), together one Gaussian mechanism of "
+    "noise multiplier {noise:g}, which is what is counted; noise added by the "
+)
+_RELEASED_ADAPTIVELY = "the clip norm of each round, and " + _USER.released
+
+
+def _adaptive(words: Words) -> Words:
+    """The same with a clip norm that follows the users' norms."""
+    mechanism = words.mechanism.replace(_MECHANISM_OF_USERS, _CLIPPED_ADAPTIVELY)
+    return replace(words, mechanism=mechanism, released=_RELEASED_ADAPTIVELY)
+
+
 _SEPARATION = (
     "minimum separation: a user that took part in a round takes part in none of the "
     "{separation_less_one} rounds after it; nothing is assumed to be random or secret"
@@ -154,4 +175,5 @@ def words_of(privacy: Privacy) -> Words:
         return _TREE if privacy.mechanism == "tree" else _BANDED
     if privacy.unit == "example":
         return _EXAMPLE
-    return _USER if privacy.noise == "device" else _USER_OF_A_TRUSTED_SERVER
+    words = _USER if privacy.noise == "device" else _USER_OF_A_TRUSTED_SERVER
+    return _adaptive(words) if privacy.adaptive_clipping else words

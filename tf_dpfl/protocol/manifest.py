@@ -139,6 +139,17 @@ def _privacy_summary(plan: Plan) -> dict[str, Any]:
     }
 
 
+def fault_on_devices(plan: Plan) -> str | None:
+    """Why no device can take part in `plan`, or None."""
+    if not plan.privacy.adaptive_clipping:
+        return None
+    return (
+        "privacy.adaptive_clipping=true is for simulations: devices clip to the norm of the plan, "
+        "and no message tells them another one for a round; set privacy.adaptive_clipping = false "
+        "and privacy.clip_norm to what a simulation came to (clip_norm in its metrics.jsonl)"
+    )
+
+
 def sign_manifest(key: Ed25519PrivateKey, raw: bytes) -> str:
     """The signature (hex) over the manifest's bytes."""
     return signing.sign(key, raw, purpose=signing.MANIFEST_PURPOSE)
@@ -180,6 +191,8 @@ def parse_manifest(raw: bytes) -> Manifest:
         )
     try:
         plan = plan_from_dict(tree["plan"], source="manifest plan")
+        if fault := fault_on_devices(plan):
+            raise TaskError(f"manifest: {fault}")
         manifest = Manifest(
             task_id=_task_id(tree["task_id"]),
             plan=plan,
