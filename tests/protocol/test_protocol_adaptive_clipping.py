@@ -96,3 +96,10 @@ def test_correlated_noise_and_a_moving_clip_norm_are_refused(mechanism):
 def test_single_examples_and_a_moving_clip_norm_are_refused():
     tree = plan_tree(privacy={"adaptive_clipping": True, "unit": "example", "delta": 1e-6})
     assert 'unit="example"' in only_fault(tree)
+
+
+@pytest.mark.parametrize("clipping", ["per_layer", "value"])
+@pytest.mark.parametrize("other", [{"adaptive_clipping": True}, {"unit": "example", "delta": 1e-6}])
+def test_clipping_in_parts_goes_with_a_fixed_bound_on_whole_updates(clipping, other):
+    fault = only_fault(plan_tree(privacy={"clipping": clipping, **other}))
+    assert f'privacy.clipping="{clipping}"' in fault and 'set clipping = "global"' in fault

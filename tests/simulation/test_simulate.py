@@ -164,6 +164,7 @@ def test_another_plan_is_refused_and_nothing_is_lost(finished, data):
 NEWER_KEYS = (
     "mechanism =",
     "chosen_because =",
+    "clipping =",
     "adaptive_clipping =",
     "target_quantile =",
     "clip_learning_rate =",

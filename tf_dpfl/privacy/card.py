@@ -99,6 +99,7 @@ class PrivacyCard:
             "noise": privacy.noise,
             "mechanism": privacy.mechanism,
             "mechanism_chosen_because": privacy.chosen_because or None,
+            "clipping": privacy.clipping,
             "clip_norm": privacy.clip_norm,
             "noise_multiplier": privacy.calibrated_noise_multiplier,
             "adaptive_clipping": self._adaptive_clipping(),

@@ -63,8 +63,15 @@ _UNLUCKY_CLIENT = (
     "cohorts are drawn; of a client in k rounds the closed form for k rounds holds, and of one "
     "in every round the number for known cohorts"
 )
+_CLIPPED = {
+    "global": "each update clipped to norm {clip:g}",
+    "per_layer": "each update clipped layer by layer, every trainable variable to norm {clip:g} "
+    "over the root of their number, so that the whole has at most norm {clip:g}",
+    "value": "each update clipped entry by entry, to +-{clip:g} over the root of the number of "
+    "weights, so that the whole has at most norm {clip:g}",
+}
 _MECHANISM_OF_USERS = (
-    "each update clipped to norm {clip:g}, Gaussian noise of at least {noise:g} clip norms on "
+    _CLIPPED["global"] + ", Gaussian noise of at least {noise:g} clip norms on "
     "their sum, added by the "
 )
 
@@ -126,7 +133,7 @@ _WHO_TAKES_PART = (
     "rounds is the same in both cases that are compared"
 )
 _MECHANISM_OF_CORRELATED = (
-    "each update clipped to norm {clip:g}, noise that is correlated over rounds on their sum, "
+    _CLIPPED["global"] + ", noise that is correlated over rounds on their sum, "
     "added by the server, made of independent Gaussian draws of {noise:g} clip norms "
 )
 _SMALLEST = " (a round with fewer than {smallest} reports is not released)"
@@ -170,10 +177,14 @@ _EXAMPLE = Words(
 
 
 def words_of(privacy: Privacy) -> Words:
-    """The words for the unit, the place of the noise and the mechanism of a plan."""
-    if privacy.is_correlated:
-        return _TREE if privacy.mechanism == "tree" else _BANDED
+    """The words for the unit, the place of the noise, the mechanism and the clipping of a plan."""
     if privacy.unit == "example":
         return _EXAMPLE
-    words = _USER if privacy.noise == "device" else _USER_OF_A_TRUSTED_SERVER
-    return _adaptive(words) if privacy.adaptive_clipping else words
+    if privacy.is_correlated:
+        words = _TREE if privacy.mechanism == "tree" else _BANDED
+    else:
+        words = _USER if privacy.noise == "device" else _USER_OF_A_TRUSTED_SERVER
+    if privacy.adaptive_clipping:
+        return _adaptive(words)
+    clipped = words.mechanism.replace(_CLIPPED["global"], _CLIPPED[privacy.clipping])
+    return replace(words, mechanism=clipped)

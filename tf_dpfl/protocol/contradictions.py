@@ -194,6 +194,25 @@ def _adaptive_clipping(plan: _Readable) -> Iterable[str]:
     return []
 
 
+def _clipping(plan: _Readable) -> Iterable[str]:
+    """Clipping in parts bounds a whole update, and by the plan's clip norm alone."""
+    privacy = plan.privacy
+    name = f'privacy.clipping="{privacy.clipping}"'
+    if privacy.clipping == "global":
+        return []
+    if privacy.unit == "example":
+        return [
+            f'{name} does not go with unit="example": each example\'s gradient is clipped as a '
+            'whole; set clipping = "global"'
+        ]
+    if privacy.adaptive_clipping:
+        return [
+            f"{name} does not go with adaptive_clipping=true: the quantile is one of whole norms, "
+            'and an update within it can be clipped in a part; set clipping = "global"'
+        ]
+    return []
+
+
 def _clip_count(plan: _Readable) -> Iterable[str]:
     """The count takes its part of the noise multiplier, and may not take all of it."""
     privacy, noise = plan.privacy, plan.privacy.noise_multiplier
@@ -296,6 +315,7 @@ _CHECKS = (
     _rounds_of_a_tree,
     _adaptive_clipping,
     _clip_count,
+    _clipping,
     _data_path,
     _test_path,
     _partition,

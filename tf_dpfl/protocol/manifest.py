@@ -126,10 +126,13 @@ def manifest_to_bytes(manifest: Manifest) -> bytes:
 
 def _privacy_summary(plan: Plan) -> dict[str, Any]:
     """The mechanism's settings once more, for readers that do not know plans."""
-    # Only where it changes what the noise multiplier means: older tasks have no such entry.
+    # Only where they change what the other entries mean: older tasks have no such entries.
     mechanism = {"mechanism": plan.privacy.mechanism} if plan.privacy.is_correlated else {}
+    whole = plan.privacy.clipping == "global"
+    clipping = {} if whole else {"clipping": plan.privacy.clipping}
     return {
         **mechanism,
+        **clipping,
         "unit": plan.privacy.unit,
         "noise": plan.privacy.noise,
         "clip_norm": plan.privacy.clip_norm,

@@ -159,6 +159,10 @@ class Privacy:
     replaced, where `target_epsilon` is solved, by the one with the least error;
     `chosen_because` is its reason, for people.
 
+    `clipping` says how an update is brought to `clip_norm`: scaled as a whole ("global"), each
+    variable scaled ("per_layer") or each entry cut ("value"). `clip_norm` bounds the
+    whole update's L2 norm in each of them (`protocol.clipping`).
+
     With `adaptive_clipping` (1905.03871) `clip_norm` is only where the clip norm starts: after
     each round it is multiplied by exp(-clip_learning_rate * (u - target_quantile)), u being
     the noised fraction of updates that were not clipped. `clip_count_stddev` is the deviation
@@ -177,6 +181,7 @@ class Privacy:
     mechanism: str = choice("gaussian", "tree", "banded", "auto", default="gaussian")
     bands: int | None = integer(at_least=1, optional=True, default=None)
     chosen_because: str = text(default="")
+    clipping: str = choice("global", "per_layer", "value", default="global")
     adaptive_clipping: bool = flag(default=False)
     target_quantile: float = number(above=0, below=1, default=0.5)
     clip_learning_rate: float = number(above=0, below=1e3, default=0.2)

@@ -24,7 +24,7 @@ from tf_dpfl.client_work.dense_users import (
     users_of_a_block,
 )
 from tf_dpfl.client_work.local_training import PrivateSteps, StepValues, train_locally
-from tf_dpfl.client_work.update import clip_factor, squared_norm
+from tf_dpfl.client_work.update import bounded, clip_factor, squared_norm
 from tf_dpfl.data.columns import FederatedData
 from tf_dpfl.protocol.noise import noise_stddev_of_share, noise_stddev_of_sum
 from tf_dpfl.protocol.plan import Plan
@@ -145,6 +145,8 @@ def choose_training(computation: ClientComputation, plan: Plan) -> ShardTraining
     net, reason = None, "every example's gradient is clipped"
     if plan.local_training.keeps_state:
         reason = "the optimizer's state is kept, user by user"
+    elif plan.privacy.clipping != "global":
+        reason = f'clipping "{plan.privacy.clipping}" needs the whole update of each user'
     elif plan.privacy.unit == "user":
         try:
             examples = plan.clients.examples_per_client
@@ -242,9 +244,12 @@ def _train_one_by_one(
         update = computation.update(start)
         squared = squared_norm(update)
         finite = squared < update.dtype.max
-        factor = clip_factor(squared, clip_norm) if private is None else tf.constant(1.0)
+
+        def added() -> tf.Tensor:
+            return sums.total + _clipped(update, squared, clip_norm, computation, plan)
+
         # A branch, not a select: it costs the finite ones nothing.
-        total = tf.cond(finite, lambda: sums.total + update * factor, lambda: sums.total)
+        total = tf.cond(finite, added, lambda: sums.total)
         if before is not None:
             after = computation.get_optimizer_state()
             usable = finite & tf.reduce_all(tf.math.is_finite(after))
@@ -265,6 +270,23 @@ def _train_one_by_one(
         parallel_iterations=1,  # the users share the computation's variables
     )
     return sums, kept[0].stack() if kept else None
+
+
+def _clipped(
+    update: tf.Tensor,
+    squared: tf.Tensor,
+    clip_norm: tf.Tensor,
+    computation: ClientComputation,
+    plan: Plan,
+) -> tf.Tensor:
+    """A finite update of that squared norm, as it is added up."""
+    if plan.privacy.unit == "example":  # its gradients were clipped
+        return update
+    clipping = plan.privacy.clipping
+    if clipping == "global":
+        return update * clip_factor(squared, clip_norm)
+    sizes = computation.sizes
+    return bounded(update, clip_norm, clipping=clipping, sizes=sizes, squares=squared_norm)
 
 
 def _train_in_blocks(
