@@ -190,6 +190,7 @@ def _join(session: Session, rim: Rim) -> tuple[Session, Progress]:
         "unit": privacy.unit,
         "noise": privacy.noise,
         "noise_multiplier": privacy.calibrated_noise_multiplier,
+        "clipping": privacy.clipping,
         "clip_norm": privacy.clip_norm,
         "delta": privacy.delta,
         "local_epsilon_of_one_report": finite_or_none(local_epsilon(manifest.plan, reports=1)),

@@ -10,7 +10,8 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
 from tf_dpfl.client_work import update as client_update
-from tf_dpfl.protocol.clipping import CLIP_MARGIN, clip_by_global_norm
+from tf_dpfl.protocol.clipping import CLIP_MARGIN, clip_by_global_norm, clip_update
+from tf_dpfl.protocol.tensors import TensorLayout
 
 ANY_FLOAT32 = st.floats(width=32, allow_nan=True, allow_infinity=True)
 
@@ -45,6 +46,41 @@ def test_tensorflow_clips_as_the_numpy_reference(values):
     )
 
 
+SIZES = [63, 1, 128, 8]
+LAYOUT = TensorLayout(("a", "b", "c", "d"), ((63,), (1,), (16, 8), (2, 2, 2)))
+
+
+def clip_in_parts(values, clip_norm, clipping):
+    update, norm = tf.constant(values, tf.float32), tf.constant(clip_norm, tf.float32)
+    return client_update.clip_update(update, norm, clipping=clipping, sizes=SIZES).numpy()
+
+
+@pytest.mark.parametrize("clipping", ["global", "per_layer", "value"])
+@settings(max_examples=60)
+@given(values=hnp.arrays(np.float32, 200, elements=ANY_FLOAT32))
+def test_whichever_way_the_whole_norm_never_exceeds_the_bound(clipping, values):
+    for clip_norm in (1e-3, 50.0):
+        norm = np.linalg.norm(clip_in_parts(values, clip_norm, clipping).astype(np.float64))
+        assert norm <= clip_norm
+
+
+@pytest.mark.parametrize("clipping", ["global", "per_layer", "value"])
+@settings(max_examples=60)
+@given(values=hnp.arrays(np.float32, 200, elements=st.floats(-1e6, 1e6, width=32)))
+def test_whichever_way_tensorflow_clips_as_the_numpy_reference(clipping, values):
+    ours = clip_in_parts(values, 0.5, clipping)
+    expected = clip_update(values, clip_norm=0.5, clipping=clipping, layout=LAYOUT)
+    np.testing.assert_allclose(ours, expected, rtol=2e-5, atol=1e-12)
+
+
+@pytest.mark.parametrize("clipping", ["global", "per_layer", "value"])
+@pytest.mark.parametrize("bad", [np.nan, np.inf, -np.inf, 3e38])
+def test_whichever_way_a_broken_part_takes_the_whole_update_away(clipping, bad):
+    values = np.ones(200, np.float32)
+    values[70] = bad
+    assert not clip_in_parts(values, 1.0, clipping).any()
+
+
 @pytest.mark.parametrize("bad", [np.nan, np.inf, -np.inf, 3e38])
 def test_update_with_a_nonfinite_norm_becomes_zero(bad):
     assert not clip([1.0, bad, 2.0], 1.0).any()
@@ -73,7 +109,11 @@ def test_norm_of_a_million_equal_entries_keeps_the_bound():
 def test_report_is_clipped_update_plus_exactly_the_given_noise():
     update, noise = np.array([3.0, 4.0], np.float32), np.array([10.0, -20.0], np.float32)
     report = client_update.privatize(
-        tf.constant(update), clip_norm=tf.constant(1.0), noise=tf.constant(noise)
+        tf.constant(update),
+        clip_norm=tf.constant(1.0),
+        noise=tf.constant(noise),
+        clipping="global",
+        sizes=[2],
     ).numpy()
     np.testing.assert_allclose(report, [10.6, -19.2], rtol=2e-5)
 

@@ -58,6 +58,19 @@ def test_a_verified_file_lists_ops_and_checks_and_leaves_the_weights(name: str) 
         np.testing.assert_array_equal(kept, now)
 
 
+@pytest.mark.parametrize("clipping", ["per_layer", "value"])
+def test_a_file_that_clips_in_parts_is_verified_and_is_no_other_file(clipping: str) -> None:
+    model, plan = build("mlp"), plan_of(clipping=clipping)
+    content = build_client_tflite(model, plan)
+    assert all(op.is_builtin for op in operators_of(content))
+    found = verify_client_tflite(content, model, plan)
+    assert "clipping and noising" in found.checks
+    with pytest.raises(ExportError, match="clipping and noising"):
+        verify_client_tflite(content, model, plan_of())
+    with pytest.raises(ExportError, match="clipping and noising"):
+        verify_client_tflite(build_client_tflite(model, plan_of()), model, plan)
+
+
 def test_every_activation_is_verified() -> None:
     """Side by side, so that each has weights whose gradient goes through it alone."""
     x = tf.keras.Input((9,))

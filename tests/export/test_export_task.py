@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +12,7 @@ import pytest
 import tensorflow as tf
 from export_bench import IMAGE, PRIOR, activation, build, layers, plan_of, write_run
 
+from tf_dpfl.cli.main import main
 from tf_dpfl.client_work.computation import layout_of
 from tf_dpfl.export import task
 from tf_dpfl.export.task import export_client
@@ -29,6 +31,7 @@ from tf_dpfl.protocol.manifest import (
     verify_manifest,
 )
 from tf_dpfl.protocol.plan import plan_from_dict, plan_to_dict
+from tf_dpfl.protocol.plan_files import plan_to_toml
 from tf_dpfl.protocol.signing import load_or_create_key, public_key_hex
 from tf_dpfl.protocol.tensors import vector_from_bytes
 
@@ -301,3 +304,26 @@ def test_broken_run_files_are_clear_errors(tmp_path: Path) -> None:
     with pytest.raises(PlanError, match=r"plan\.toml"):
         export_client(run, out, signing_key=key)
     assert not out.exists()
+
+
+@pytest.mark.parametrize(
+    ("clipping", "name"),
+    [
+        ("global", None),
+        ("per_layer", "clip_norm_of_each_variable"),
+        ("value", "bound_of_each_entry"),
+    ],
+)
+def test_the_command_prints_the_bound_of_what_is_clipped_by_itself(
+    clipping: str, name: str | None, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "plan.toml").write_text(plan_to_toml(plan_of(clipping=clipping)))
+    key, out = str(tmp_path / "key.pem"), tmp_path / "task"
+    arguments = ["--out", str(out), "--signing-key", key, "--json"]
+    assert main(["export", "client", str(tmp_path / "plan.toml"), *arguments]) == 0
+    event = json.loads(capsys.readouterr().out.splitlines()[-1])
+    layout = json.loads((out / "manifest.json").read_text())["layout"]
+    weights = sum(math.prod(entry["shape"]) for entry in layout)
+    parts = {"per_layer": len(layout), "value": weights}.get(clipping)
+    found = {key: event[key] for key in event if key.endswith(("_variable", "_entry"))}
+    assert found == ({name: pytest.approx(0.5 / math.sqrt(parts))} if name and parts else {})

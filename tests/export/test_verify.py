@@ -71,15 +71,15 @@ def test_a_wrong_rule_behind_a_layer_of_zeros_is_caught(monkeypatch: pytest.Monk
         verify_client_tflite(content, model, plan)
 
 
-def _unclipped(update: Any, *, clip_norm: Any, noise: Any) -> Any:
+def _unclipped(update: Any, *, clip_norm: Any, noise: Any, **how: Any) -> Any:
     return update + 0.0 * clip_norm + noise
 
 
-def _noiseless(update: Any, *, clip_norm: Any, noise: Any) -> Any:
-    return computation_privatize(update, clip_norm=clip_norm, noise=0.0 * noise)
+def _noiseless(update: Any, *, clip_norm: Any, noise: Any, **how: Any) -> Any:
+    return computation_privatize(update, clip_norm=clip_norm, noise=0.0 * noise, **how)
 
 
-def _nan_passes(update: Any, *, clip_norm: Any, noise: Any) -> Any:
+def _nan_passes(update: Any, *, clip_norm: Any, noise: Any, **how: Any) -> Any:
     norm = tf.sqrt(tf.reduce_sum(update * update))
     return update * (clip_norm / tf.maximum(norm, clip_norm)) + noise
 

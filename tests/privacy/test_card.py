@@ -282,3 +282,26 @@ def test_a_card_of_examples_says_what_one_example_gets_and_a_client_does_not():
 def test_a_card_of_examples_does_not_go_on_from_spending_on_users():
     with pytest.raises(PlanError, match="units example and user"):
         card_of(PLANS["example"], prior=(GaussianRounds(1.0, "poisson", 0.05, 1),))
+
+
+@pytest.mark.parametrize(
+    ("clipping", "bound"),
+    [
+        ("global", "each update clipped to norm 0.5,"),
+        ("per_layer", "every trainable variable to norm 0.5 over the root of their number"),
+        ("value", "to +-0.5 over the root of the number of weights"),
+    ],
+)
+@pytest.mark.parametrize("mechanism", ["gaussian", "banded"])
+def test_the_card_says_how_updates_are_clipped_and_counts_all_ways_alike(
+    clipping, bound, mechanism
+):
+    sections = {"privacy": {"clipping": clipping, "noise": "server", "mechanism": mechanism}}
+    if mechanism == "banded":
+        sections["clients"] = {"sampling": "min_separation"}
+    card = privacy_card(small_plan(**sections), rounds_done=3)
+    assert bound in " ".join(card.to_text().split())
+    assert card.to_json()["clipping"] == clipping
+    sections["privacy"].pop("clipping")
+    plain = privacy_card(small_plan(**sections), rounds_done=3)
+    assert card.central_epsilon == plain.central_epsilon

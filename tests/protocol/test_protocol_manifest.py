@@ -312,3 +312,24 @@ def test_a_manifest_says_once_more_that_noise_is_correlated():
     raw = m.manifest_to_bytes(correlated)
     assert json.loads(raw)["privacy"]["mechanism"] == "banded"
     assert verify(raw) == correlated
+
+
+def test_a_task_whose_clip_norm_would_move_is_refused():
+    """No device is told a round's clip norm: it would clip to another one than is accounted."""
+    plan = plan_from_dict(plan_tree(privacy={"adaptive_clipping": True}))
+    with pytest.raises(TaskError, match=r"adaptive_clipping = false"):
+        verify(m.manifest_to_bytes(replace(MANIFEST, plan=plan)))
+
+
+@pytest.mark.parametrize("clipping", ["per_layer", "value"])
+def test_a_manifest_says_once_more_that_updates_are_clipped_in_parts(clipping):
+    """An older reader knows no such key of a plan, and refuses the task."""
+    assert "clipping" not in json.loads(RAW)["privacy"]
+    parts = replace(MANIFEST, plan=plan_from_dict(plan_tree(privacy={"clipping": clipping})))
+    raw = m.manifest_to_bytes(parts)
+    tree = json.loads(raw)
+    assert tree["privacy"]["clipping"] == tree["plan"]["privacy"]["clipping"] == clipping
+    assert verify(raw) == parts
+    del tree["privacy"]["clipping"]
+    with pytest.raises(TaskError, match="contradicts its plan"):
+        m.parse_manifest(json.dumps(tree).encode())

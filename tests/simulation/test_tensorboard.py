@@ -10,7 +10,9 @@ from tf_dpfl.data.federated import load_federated_data
 from tf_dpfl.simulation.simulate import simulate
 from tf_dpfl.simulation.tensorboard import SCALARS, TensorBoardLog
 
-PLAN = with_server(digits_plan(noise_multiplier=1.0), rounds=6)
+PLAN = with_server(
+    digits_plan(noise_multiplier=1.0, adaptive_clipping=True, clip_count_stddev=1.0), rounds=6
+)
 
 
 def curves(folder):
@@ -36,7 +38,12 @@ def test_a_resumed_run_has_each_point_of_its_metrics_once(tmp_path):
     records = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
     shown = curves(folder / "tensorboard")
     assert set(shown) == set(SCALARS)
-    for name, points in (("accuracy", 3), ("loss", 3), ("central_epsilon", 6)):
+    for name, points in (
+        ("accuracy", 3),
+        ("loss", 3),
+        ("central_epsilon", 6),
+        ("clip_norm", 6),
+    ):
         expected = [(r["round"], pytest.approx(r[name], rel=1e-6)) for r in records if name in r]
         assert shown[name] == expected and len(expected) == points
     speeds = dict(shown["users_per_second"])

@@ -11,6 +11,15 @@ from typing import Any
 
 from tf_dpfl.cli.interrupts import raise_if_interrupted
 
+_SHOWN_OF_A_ROUND = (
+    "accuracy",
+    "clip_norm",
+    "central_epsilon",
+    "users_per_second",
+    "seconds",
+    "seconds_left",
+)
+
 Event = Mapping[str, object]
 OnEvent = Callable[[Event], None]
 
@@ -49,7 +58,7 @@ def round_text(event: Event) -> str:
     parts = [f"round {event.get('round')}/{event.get('rounds')}", f"{event.get('reports')} reports"]
     if event.get("released") is False:
         parts.append("too few: nothing released")
-    for key in ("accuracy", "central_epsilon", "users_per_second", "seconds", "seconds_left"):
+    for key in _SHOWN_OF_A_ROUND:
         if key in event and (event[key] is not None or key == "central_epsilon"):
             parts.append(_named(key, event[key]))
     return ", ".join(parts)

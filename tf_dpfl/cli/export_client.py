@@ -45,6 +45,7 @@ def run(args: argparse.Namespace) -> None:
     arguments.require_absent_or_folder(args.out)
     arguments.quiet_tensorflow()
     from tf_dpfl.export.task import export_client
+    from tf_dpfl.protocol.clipping import bound_of_a_part
     from tf_dpfl.protocol.manifest import CLIENT_FILE, PUBLIC_KEY_FILE
 
     key = arguments.signing_key_file(args.signing_key)
@@ -76,6 +77,12 @@ def run(args: argparse.Namespace) -> None:
         "central_epsilon": manifest.central_epsilon,
         "public_key": (args.out / PUBLIC_KEY_FILE).read_text().strip(),
     }
+    privacy = manifest.plan.privacy
+    if privacy.clipping != "global":
+        part = {"per_layer": "clip_norm_of_each_variable", "value": "bound_of_each_entry"}
+        event[part[privacy.clipping]] = bound_of_a_part(
+            clip_norm=privacy.clip_norm, clipping=privacy.clipping, layout=manifest.layout
+        )
     method = manifest.dp_method
     if method is not None:
         event |= {"dp_method": method.name, "dp_method_reason": method.reason}

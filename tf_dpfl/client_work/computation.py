@@ -50,6 +50,7 @@ class ClientComputation(tf.Module):
       forward: runs the model; by default what `prepare_model` makes of it.
       dp_method: how `train_dp_batch` clips, "one_pass" or "loop"; by default
         what `choose_dp_method` says.
+      clipping: how `privatize_update` clips: "global", "per_layer" or "value".
 
     Raises:
       ModelError: the model does not fit the plan's loss; all faults at once.
@@ -63,6 +64,7 @@ class ClientComputation(tf.Module):
         op_gradients: Mapping[str, str] | None = None,
         forward: PreparedModel | KerasModel | None = None,
         dp_method: str | None = None,
+        clipping: str = "global",
     ):
         super().__init__(name="client")
         self._forward = prepare_model(model) if forward is None else forward
@@ -75,6 +77,7 @@ class ClientComputation(tf.Module):
         self._losses = example_losses(local_training.loss)
         self._batch_size = local_training.batch_size
         self._dp_method = dp_method
+        self._clipping = clipping
         self._optimizer = LocalOptimizer(self._variables, local_training)
         self._op_gradients = dict(op_gradients or {})
 
@@ -82,6 +85,11 @@ class ClientComputation(tf.Module):
     def variables(self) -> list[tf.Variable]:
         """The trained variables, in the order of `layout`."""
         return list(self._variables)
+
+    @property
+    def sizes(self) -> list[int]:
+        """Entries of each variable, in the order of `layout`."""
+        return [math.prod(shape) for shape in self.layout.shapes]
 
     def set_weights(self, weights: tf.Tensor) -> tf.Tensor:
         """Starts from `weights` (float32 [d]) with a fresh optimizer; returns d."""
@@ -195,7 +203,13 @@ class ClientComputation(tf.Module):
         self, initial: tf.Tensor, clip_norm: tf.Tensor, noise: tf.Tensor
     ) -> tf.Tensor:
         """The report, float32 [d]: clip(current - `initial`) + `noise`."""
-        return privatize(self.update(initial), clip_norm=clip_norm, noise=noise)
+        return privatize(
+            self.update(initial),
+            clip_norm=clip_norm,
+            noise=noise,
+            clipping=self._clipping,
+            sizes=self.sizes,
+        )
 
     def example_losses(self, batch: Batch, random: tf.Tensor | None) -> tf.Tensor:
         """The loss of each example in training, float32 [B]; arguments as `train_batch`."""
@@ -208,5 +222,5 @@ class ClientComputation(tf.Module):
 
     def split(self, flat: tf.Tensor) -> Sequence[tf.Tensor]:
         """Flat weights, float32 [d], as one tensor a variable."""
-        pieces = tf.split(flat, [math.prod(shape) for shape in self.layout.shapes])
+        pieces = tf.split(flat, self.sizes)
         return [tf.reshape(p, shape) for p, shape in zip(pieces, self.layout.shapes)]

@@ -7,6 +7,7 @@ tests hold the two together.
 from __future__ import annotations
 
 import math
+from collections.abc import Callable, Sequence
 
 import tensorflow as tf
 
@@ -97,7 +98,53 @@ def clip_by_global_norm(update: tf.Tensor, clip_norm: tf.Tensor) -> tf.Tensor:
     return tf.where(squared < update.dtype.max, update * factor, 0.0)
 
 
-def privatize(update: tf.Tensor, *, clip_norm: tf.Tensor, noise: tf.Tensor) -> tf.Tensor:
+def bounded(
+    update: tf.Tensor,
+    clip_norm: tf.Tensor,
+    *,
+    clipping: str,
+    sizes: Sequence[int],
+    squares: Callable[[tf.Tensor], tf.Tensor] = sum_of_squares,
+) -> tf.Tensor:
+    """A finite `update` (float32 [d]) clipped variable by variable, or entry by entry.
+
+    Args:
+      update: finite, its squared norm too.
+      clip_norm: float32 [], bound of the whole.
+      clipping: "per_layer" or "value", as in `protocol.clipping`.
+      sizes: entries of each variable, in order.
+      squares: gives the squared norm of one variable, float32 [n] to [].
+    """
+    if clipping == "value":
+        largest = clip_norm * ((1.0 - CLIP_MARGIN) / math.sqrt(max(sum(sizes), 1)))
+        return tf.clip_by_value(update, -largest, largest)
+    bound = clip_norm * (1.0 / math.sqrt(max(len(sizes), 1)))
+    variables = tf.split(update, list(sizes))
+    return tf.concat([v * clip_factor(squares(v), bound) for v in variables], axis=0)
+
+
+def clip_update(
+    update: tf.Tensor, clip_norm: tf.Tensor, *, clipping: str, sizes: Sequence[int]
+) -> tf.Tensor:
+    """`update` (float32 [d]) clipped to L2 norm at most `clip_norm` (float32 []).
+
+    `clipping` is "global", "per_layer" or "value"; `sizes` are the entries of each
+    variable. A non-finite update becomes the zero update.
+    """
+    if clipping == "global":
+        return clip_by_global_norm(update, clip_norm)
+    finite = sum_of_squares(update) < update.dtype.max
+    return tf.where(finite, bounded(update, clip_norm, clipping=clipping, sizes=sizes), 0.0)
+
+
+def privatize(
+    update: tf.Tensor,
+    *,
+    clip_norm: tf.Tensor,
+    noise: tf.Tensor,
+    clipping: str,
+    sizes: Sequence[int],
+) -> tf.Tensor:
     """The report: clip(update) + noise.
 
     Args:
@@ -105,5 +152,6 @@ def privatize(update: tf.Tensor, *, clip_norm: tf.Tensor, noise: tf.Tensor) -> t
       clip_norm: float32 [], finite and > 0.
       noise: float32 [d], already scaled to the share's standard deviation;
         zeros where the server adds the noise.
+      clipping, sizes: as for `clip_update`.
     """
-    return clip_by_global_norm(update, clip_norm) + noise
+    return clip_update(update, clip_norm, clipping=clipping, sizes=sizes) + noise

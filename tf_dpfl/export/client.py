@@ -32,8 +32,8 @@ def build_client_tflite(
 
     Args:
       model: a built Keras model with one output; its weights are not changed.
-      plan: `local_training` gives batch size, loss and optimizer; a plan with
-        the unit "example" adds the signature `train_dp`.
+      plan: `local_training` gives batch size, loss and optimizer, `privacy.clipping` how
+        reports are clipped; a plan with the unit "example" adds the signature `train_dp`.
       dp_method: of `train_dp`, "one_pass" or "loop"; by default the one that
         `ClientComputation.choose_dp_method` finds sound.
 
@@ -44,7 +44,11 @@ def build_client_tflite(
     """
     rules = op_gradients()
     computation = ClientComputation(
-        model, plan.local_training, op_gradients=rules, dp_method=dp_method
+        model,
+        plan.local_training,
+        op_gradients=rules,
+        dp_method=dp_method,
+        clipping=plan.privacy.clipping,
     )
     with _all_faults(model, computation, plan, rules):
         functions = _signatures(computation, plan)

@@ -54,7 +54,11 @@ def tensorflow_runner(model: tf.keras.Model, plan: Plan) -> Runner:
     keras = KerasModel(model)
     random = prepare_model(model).random_values > 0
     computation = ClientComputation(
-        model, plan.local_training, forward=None if random else keras, dp_method="loop"
+        model,
+        plan.local_training,
+        forward=None if random else keras,
+        dp_method="loop",
+        clipping=plan.privacy.clipping,
     )
     size, interface = plan.local_training.batch_size, computation.interface
     vector = tf.TensorSpec([computation.layout.size], tf.float32)

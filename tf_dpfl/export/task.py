@@ -37,8 +37,14 @@ from tf_dpfl.privacy.calibration import calibrate_plan
 from tf_dpfl.privacy.mechanism import Mechanism, mechanism_from_json, mechanism_of_plan
 from tf_dpfl.protocol import manifest as names
 from tf_dpfl.protocol import signing
-from tf_dpfl.protocol.errors import ExportError, ModelError, StateError, TaskError
-from tf_dpfl.protocol.manifest import FileDigest, Manifest, manifest_to_bytes, sign_manifest
+from tf_dpfl.protocol.errors import ExportError, ModelError, PlanError, StateError, TaskError
+from tf_dpfl.protocol.manifest import (
+    FileDigest,
+    Manifest,
+    fault_on_devices,
+    manifest_to_bytes,
+    sign_manifest,
+)
 from tf_dpfl.protocol.plan import LocalTraining, Plan
 from tf_dpfl.protocol.plan_files import load_plan
 from tf_dpfl.protocol.tensors import vector_to_bytes
@@ -93,7 +99,7 @@ def export_client(
       ExportError: the model cannot be exported, or arguments that do not fit.
       ModelError: the model cannot be trained privately; names every layer.
       PlanError: an override does not fit; another privacy.unit than the run's
-        is one of them.
+        is one of them; no device can take part (adaptive clipping).
       StateError: files of the run are missing or broken, or `out` is in use.
     """
     if not 0 < valid_for_days <= _LONGEST_VALIDITY_DAYS:
@@ -107,6 +113,8 @@ def export_client(
         source = _from_plan(plan_or_run, model, input_shape=input_shape, classes=classes)
     else:
         source = _from_run(Path(plan_or_run), model, overrides=overrides)
+    if fault := fault_on_devices(source.plan):
+        raise PlanError([fault])
     require_exportable(source.model, source.plan)
     interface = interface_of(source.model, source.plan.local_training)
     plan = calibrate_plan(source.plan)

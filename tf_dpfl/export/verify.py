@@ -21,7 +21,7 @@ from tf_dpfl.export.operators import refuse_custom_ops
 from tf_dpfl.export.random_examples import RandomExamples
 from tf_dpfl.export.runners import Runner, interpreter_runner, tensorflow_runner
 from tf_dpfl.export.tape import first_step, tape_gradient
-from tf_dpfl.protocol.clipping import clip_by_global_norm
+from tf_dpfl.protocol.clipping import clip_update
 from tf_dpfl.protocol.errors import ExportError
 from tf_dpfl.protocol.plan import Plan
 from tf_dpfl.protocol.tensors import Float32
@@ -342,7 +342,12 @@ class _Checks:
         self._reference.set_weights(current)
         ours = self._device.privatize_update(self._initial, clip_norm, noise)
         theirs = self._reference.privatize_update(self._initial, clip_norm, noise)
-        expected = clip_by_global_norm(current - self._initial, clip_norm=clip_norm) + noise
+        expected = noise + clip_update(
+            current - self._initial,
+            clip_norm=clip_norm,
+            clipping=self._plan.privacy.clipping,
+            layout=self._layout,
+        )
         faults = _difference("the report is", ours, theirs, 1e-5)
         faults += _difference("against protocol.clipping the report is", ours, expected, 1e-5)
         norm = float(np.linalg.norm(ours.astype(np.float64)))

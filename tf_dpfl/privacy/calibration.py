@@ -28,7 +28,8 @@ def calibrate_plan(plan: Plan) -> Plan:
     `mechanism = "auto"` becomes the mechanism of the least error (`choice`), with the
     sampling it needs.
 
-    Raises PlanError when no usable noise gives the target.
+    Raises PlanError when no usable noise gives the target, or one that leaves no room for the
+    count of adaptive clipping.
     """
     target = plan.privacy.target_epsilon
     if target is None:
@@ -47,7 +48,9 @@ def calibrate_plan(plan: Plan) -> Plan:
     # The noise does not matter here: `calibrated_noise` puts its own in.
     release = mechanism_of_plan(plan.with_noise_multiplier(1.0), rounds=plan.server.rounds)
     noise = calibrated_noise(release, target_epsilon=target, delta=plan.privacy.delta)
-    return plan.with_noise_multiplier(noise)
+    calibrated = plan.with_noise_multiplier(noise)
+    _ = calibrated.noise_multiplier_of_updates  # PlanError where a count would need more noise
+    return calibrated
 
 
 SOLVABLE = {

@@ -99,19 +99,32 @@ class PrivacyCard:
             "noise": privacy.noise,
             "mechanism": privacy.mechanism,
             "mechanism_chosen_because": privacy.chosen_because or None,
+            "clipping": privacy.clipping,
             "clip_norm": privacy.clip_norm,
             "noise_multiplier": privacy.calibrated_noise_multiplier,
+            "adaptive_clipping": self._adaptive_clipping(),
             "smallest_cohort": privacy.smallest_cohort,
             "rounds_done": self.rounds_done,
             "rounds_planned": self.plan.server.rounds,
             "central": self._central(),
             "local": self._local(),
-            "released": "the model after each round, in checkpoints and exports; each client's "
-            "own losses and the single reports are not",
+            "released": self._words.released,
             "not_covered": list(self.not_covered),
             "noise_is_reproducible": self.noise_is_reproducible,
             "prior": [mechanism.to_json() for mechanism in self.prior],
             "spending": [mechanism.to_json() for mechanism in self.spending],
+        }
+
+    def _adaptive_clipping(self) -> dict[str, Any] | None:
+        """How the noise multiplier is split; None where the clip norm stays what it is."""
+        privacy = self.plan.privacy
+        if not privacy.adaptive_clipping:
+            return None
+        return {
+            "target_quantile": privacy.target_quantile,
+            "clip_learning_rate": privacy.clip_learning_rate,
+            "noise_multiplier_of_updates": self.plan.noise_multiplier_of_updates,
+            "clip_count_stddev": self.plan.clip_count_stddev,
         }
 
     def _central(self) -> dict[str, Any]:
@@ -196,6 +209,7 @@ class PrivacyCard:
             noise=card["noise_multiplier"],
             smallest=card["smallest_cohort"],
             bands=self.plan.bands,
+            **(card["adaptive_clipping"] or {}),
         )
         choice = card["mechanism_chosen_because"]
         lines = [

@@ -15,7 +15,8 @@ class Words:
     """The terms of a card's epsilons for one unit.
 
     `sampling` and `mechanism` are format strings (of q and separation_less_one; of clip, noise,
-    smallest and bands); `not_covered` are the lines that hold for this unit in particular.
+    smallest, bands and the card's entries for adaptive clipping); `not_covered` are the lines
+    that hold for this unit in particular.
     """
 
     unit: str
@@ -27,6 +28,10 @@ class Words:
     local_against: str
     mechanism: str
     not_covered: tuple[str, ...]
+    released: str = (
+        "the model after each round, in checkpoints and exports; each client's own losses and the "
+        "single reports are not"
+    )
 
 
 NO_SAMPLING = "none is assumed: every client is counted as if in every round"
@@ -58,8 +63,15 @@ _UNLUCKY_CLIENT = (
     "cohorts are drawn; of a client in k rounds the closed form for k rounds holds, and of one "
     "in every round the number for known cohorts"
 )
+_CLIPPED = {
+    "global": "each update clipped to norm {clip:g}",
+    "per_layer": "each update clipped layer by layer, every trainable variable to norm {clip:g} "
+    "over the root of their number, so that the whole has at most norm {clip:g}",
+    "value": "each update clipped entry by entry, to +-{clip:g} over the root of the number of "
+    "weights, so that the whole has at most norm {clip:g}",
+}
 _MECHANISM_OF_USERS = (
-    "each update clipped to norm {clip:g}, Gaussian noise of at least {noise:g} clip norms on "
+    _CLIPPED["global"] + ", Gaussian noise of at least {noise:g} clip norms on "
     "their sum, added by the "
 )
 
@@ -92,6 +104,22 @@ _USER_OF_A_TRUSTED_SERVER = replace(
     not_covered=(_REPORTS,),
 )
 
+_CLIPPED_ADAPTIVELY = (
+    "each update clipped to a norm that starts at {clip:g} and goes after the "
+    "{target_quantile:g} quantile of the users' norms; two noised releases a round, the sum of "
+    "the updates (at least {noise_multiplier_of_updates:g} clip norms) and the count of those "
+    "that were not clipped (at least {clip_count_stddev:g}), together one Gaussian mechanism of "
+    "noise multiplier {noise:g}, which is what is counted; noise added by the "
+)
+_RELEASED_ADAPTIVELY = "the clip norm of each round, and " + _USER.released
+
+
+def _adaptive(words: Words) -> Words:
+    """The same with a clip norm that follows the users' norms."""
+    mechanism = words.mechanism.replace(_MECHANISM_OF_USERS, _CLIPPED_ADAPTIVELY)
+    return replace(words, mechanism=mechanism, released=_RELEASED_ADAPTIVELY)
+
+
 _SEPARATION = (
     "minimum separation: a user that took part in a round takes part in none of the "
     "{separation_less_one} rounds after it; nothing is assumed to be random or secret"
@@ -105,7 +133,7 @@ _WHO_TAKES_PART = (
     "rounds is the same in both cases that are compared"
 )
 _MECHANISM_OF_CORRELATED = (
-    "each update clipped to norm {clip:g}, noise that is correlated over rounds on their sum, "
+    _CLIPPED["global"] + ", noise that is correlated over rounds on their sum, "
     "added by the server, made of independent Gaussian draws of {noise:g} clip norms "
 )
 _SMALLEST = " (a round with fewer than {smallest} reports is not released)"
@@ -149,9 +177,14 @@ _EXAMPLE = Words(
 
 
 def words_of(privacy: Privacy) -> Words:
-    """The words for the unit, the place of the noise and the mechanism of a plan."""
-    if privacy.is_correlated:
-        return _TREE if privacy.mechanism == "tree" else _BANDED
+    """The words for the unit, the place of the noise, the mechanism and the clipping of a plan."""
     if privacy.unit == "example":
         return _EXAMPLE
-    return _USER if privacy.noise == "device" else _USER_OF_A_TRUSTED_SERVER
+    if privacy.is_correlated:
+        words = _TREE if privacy.mechanism == "tree" else _BANDED
+    else:
+        words = _USER if privacy.noise == "device" else _USER_OF_A_TRUSTED_SERVER
+    if privacy.adaptive_clipping:
+        return _adaptive(words)
+    clipped = words.mechanism.replace(_CLIPPED["global"], _CLIPPED[privacy.clipping])
+    return replace(words, mechanism=clipped)

@@ -10,6 +10,7 @@ from collections.abc import Iterable, Mapping
 from contextlib import suppress
 from typing import Any
 
+from tf_dpfl.protocol.adaptive_clipping import clip_count_stddev_of, fault_of_noise
 from tf_dpfl.protocol.losses import LOSSES, SPARSE_LOSS
 
 # Some seconds of accounting; real trainings have hundreds or thousands of rounds.
@@ -173,6 +174,59 @@ def _rounds_of_a_tree(plan: _Readable) -> Iterable[str]:
     return []
 
 
+def _adaptive_clipping(plan: _Readable) -> Iterable[str]:
+    """A clip norm that follows the updates: for whom, and beside which noise."""
+    privacy = plan.privacy
+    if not privacy.adaptive_clipping:
+        return []
+    name, instead = "privacy.adaptive_clipping=true", "set adaptive_clipping = false"
+    if privacy.unit == "example":
+        return [
+            f'{name} does not go with unit="example": clients would have to tell in every step how '
+            f"many gradients were clipped; {instead}"
+        ]
+    if privacy.mechanism != "gaussian":
+        return [
+            f'{name} does not go with mechanism="{privacy.mechanism}": later noise takes earlier '
+            "noise off again, and that of another clip norm would have another scale; set "
+            'mechanism = "gaussian", or adaptive_clipping = false'
+        ]
+    return []
+
+
+def _clipping(plan: _Readable) -> Iterable[str]:
+    """Clipping in parts bounds a whole update, and by the plan's clip norm alone."""
+    privacy = plan.privacy
+    name = f'privacy.clipping="{privacy.clipping}"'
+    if privacy.clipping == "global":
+        return []
+    if privacy.unit == "example":
+        return [
+            f'{name} does not go with unit="example": each example\'s gradient is clipped as a '
+            'whole; set clipping = "global"'
+        ]
+    if privacy.adaptive_clipping:
+        return [
+            f"{name} does not go with adaptive_clipping=true: the quantile is one of whole norms, "
+            'and an update within it can be clipped in a part; set clipping = "global"'
+        ]
+    return []
+
+
+def _clip_count(plan: _Readable) -> Iterable[str]:
+    """The count takes its part of the noise multiplier, and may not take all of it."""
+    privacy, noise = plan.privacy, plan.privacy.noise_multiplier
+    if not privacy.adaptive_clipping or noise is None:  # calibration looks at what it solves
+        return []
+    stddev = clip_count_stddev_of(
+        privacy.clip_count_stddev,
+        noise_multiplier=noise,
+        clients_per_round=plan.clients.clients_per_round,
+    )
+    fault = fault_of_noise(noise, stddev)
+    return [fault] if fault else []
+
+
 def _loss(plan: _Readable) -> Iterable[str]:
     loss = plan.local_training.loss
     if loss not in LOSSES and ":" not in loss:
@@ -259,6 +313,9 @@ _CHECKS = (
     _bands,
     _auto,
     _rounds_of_a_tree,
+    _adaptive_clipping,
+    _clip_count,
+    _clipping,
     _data_path,
     _test_path,
     _partition,

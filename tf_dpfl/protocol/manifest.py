@@ -126,10 +126,13 @@ def manifest_to_bytes(manifest: Manifest) -> bytes:
 
 def _privacy_summary(plan: Plan) -> dict[str, Any]:
     """The mechanism's settings once more, for readers that do not know plans."""
-    # Only where it changes what the noise multiplier means: older tasks have no such entry.
+    # Only where they change what the other entries mean: older tasks have no such entries.
     mechanism = {"mechanism": plan.privacy.mechanism} if plan.privacy.is_correlated else {}
+    whole = plan.privacy.clipping == "global"
+    clipping = {} if whole else {"clipping": plan.privacy.clipping}
     return {
         **mechanism,
+        **clipping,
         "unit": plan.privacy.unit,
         "noise": plan.privacy.noise,
         "clip_norm": plan.privacy.clip_norm,
@@ -137,6 +140,17 @@ def _privacy_summary(plan: Plan) -> dict[str, Any]:
         "smallest_cohort": plan.privacy.smallest_cohort,
         "delta": plan.privacy.delta,
     }
+
+
+def fault_on_devices(plan: Plan) -> str | None:
+    """Why no device can take part in `plan`, or None."""
+    if not plan.privacy.adaptive_clipping:
+        return None
+    return (
+        "privacy.adaptive_clipping=true is for simulations: devices clip to the norm of the plan, "
+        "and no message tells them another one for a round; set privacy.adaptive_clipping = false "
+        "and privacy.clip_norm to what a simulation came to (clip_norm in its metrics.jsonl)"
+    )
 
 
 def sign_manifest(key: Ed25519PrivateKey, raw: bytes) -> str:
@@ -180,6 +194,8 @@ def parse_manifest(raw: bytes) -> Manifest:
         )
     try:
         plan = plan_from_dict(tree["plan"], source="manifest plan")
+        if fault := fault_on_devices(plan):
+            raise TaskError(f"manifest: {fault}")
         manifest = Manifest(
             task_id=_task_id(tree["task_id"]),
             plan=plan,

@@ -12,6 +12,7 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass, fields, replace
 from typing import Any
 
+from tf_dpfl.protocol import adaptive_clipping
 from tf_dpfl.protocol.checks import Rule, choice, flag, integer, integers, number, text
 from tf_dpfl.protocol.contradictions import contradictions
 from tf_dpfl.protocol.errors import PlanError
@@ -25,6 +26,10 @@ _MOST_CLIENTS = 10**9
 _MOST_EXAMPLES_PER_CLIENT = 10**5
 _MOST_EPOCHS = 10**4
 _MOST_ROUNDS = 10**9
+
+# The ranges keep noise and clipping factors normal, finite float32 numbers.
+SMALLEST_CLIP_NORM = 1e-9
+CLIP_NORMS_BELOW = 1e12
 
 # What float32 holds as a normal, finite number.
 _SMALLEST_RATE = 1e-30
@@ -153,10 +158,19 @@ class Privacy:
     `noise_multiplier` is that of each independent draw they are made of. "auto" is
     replaced, where `target_epsilon` is solved, by the one with the least error;
     `chosen_because` is its reason, for people.
+
+    `clipping` says how an update is brought to `clip_norm`: scaled as a whole ("global"), each
+    variable scaled ("per_layer") or each entry cut ("value"). `clip_norm` bounds the
+    whole update's L2 norm in each of them (`protocol.clipping`).
+
+    With `adaptive_clipping` (1905.03871) `clip_norm` is only where the clip norm starts: after
+    each round it is multiplied by exp(-clip_learning_rate * (u - target_quantile)), u being
+    the noised fraction of updates that were not clipped. `clip_count_stddev` is the deviation
+    of the noise on their count (left out: a twentieth of `clients_per_round`), and
+    `noise_multiplier` that of both releases together.
     """
 
-    # The ranges keep noise and clipping factors normal, finite float32 numbers.
-    clip_norm: float = number(at_least=1e-9, below=1e12)
+    clip_norm: float = number(at_least=SMALLEST_CLIP_NORM, below=CLIP_NORMS_BELOW)
     delta: float = number(above=0, below=1)
     smallest_cohort: int = integer(at_least=1, at_most=_MOST_CLIENTS)
     unit: str = choice("user", "example", default="user")
@@ -167,6 +181,11 @@ class Privacy:
     mechanism: str = choice("gaussian", "tree", "banded", "auto", default="gaussian")
     bands: int | None = integer(at_least=1, optional=True, default=None)
     chosen_because: str = text(default="")
+    clipping: str = choice("global", "per_layer", "value", default="global")
+    adaptive_clipping: bool = flag(default=False)
+    target_quantile: float = number(above=0, below=1, default=0.5)
+    clip_learning_rate: float = number(above=0, below=1e3, default=0.2)
+    clip_count_stddev: float | None = number(at_least=0, below=1e9, optional=True, default=None)
 
     @property
     def is_correlated(self) -> bool:
@@ -236,6 +255,31 @@ class Plan:
         if self.privacy.bands is not None:
             return self.privacy.bands
         return min(self.clients.separation, self.server.rounds)
+
+    @property
+    def clip_count_stddev(self) -> float:
+        """Deviation of the noise on a round's count of updates that were not clipped."""
+        return adaptive_clipping.clip_count_stddev_of(
+            self.privacy.clip_count_stddev,
+            noise_multiplier=self.privacy.calibrated_noise_multiplier,
+            clients_per_round=self.clients.clients_per_round,
+        )
+
+    @property
+    def noise_multiplier_of_updates(self) -> float:
+        """Of the noise on the sum of updates alone: more than z where a count is released too.
+
+        PlanError when z leaves no room for the count, or is not solved yet.
+        """
+        noise = self.privacy.calibrated_noise_multiplier
+        if not self.privacy.adaptive_clipping:
+            return noise
+        try:
+            return adaptive_clipping.noise_multiplier_of_updates(
+                noise_multiplier=noise, clip_count_stddev=self.clip_count_stddev
+            )
+        except ValueError as error:
+            raise PlanError([str(error)]) from None
 
     def with_noise_multiplier(self, noise_multiplier: float) -> Plan:
         """The same plan with the noise fixed and no target epsilon left to solve."""

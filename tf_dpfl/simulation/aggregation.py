@@ -13,44 +13,61 @@ import tensorflow as tf
 import tensorflow_federated as tff
 
 from tf_dpfl.protocol.plan import Plan
-from tf_dpfl.simulation.server_noise import server_noise
-
-SEED_TYPE = tff.TensorType(np.int64, [2])
+from tf_dpfl.simulation.adaptive_clipping import (
+    first_clip_norm,
+    next_clip_norm,
+    noise_of_count,
+)
+from tf_dpfl.simulation.server_noise import server_noise, server_seed
 
 
 def build_aggregation_process(plan: Plan, *, size: int) -> tff.templates.AggregationProcess:
     """Sums the shards' reports, adds server noise, divides by the public cohort.
 
-    The state is the round's noise `seed`, int64 [2], set by the caller, and the `memory`
-    of the noise (`ServerNoise`). The result holds `average` float32 [size] and `released`
+    The state is the round's noise `seed`, int64 [2], set by the caller, the `memory`
+    of the noise (`ServerNoise`) and the `clip_norm`: float32 [] where it is adaptive, and the
+    next round's afterwards, else (). The result holds `average` float32 [size] and `released`
     bool: false when fewer than `privacy.smallest_cohort` users reported, and then
-    the average is zero. Measurements: `reports` and `nonfinite`, int32.
+    the average is zero. Measurements: `reports` and `nonfinite`, int32. What shards report is
+    that, `sum`, and `unclipped`, float32 [], where the clip norm is adaptive.
     """
-    noise = server_noise(plan, size=size)
-    value_type = tff.to_type(
-        OrderedDict(
-            sum=tff.TensorType(np.float32, [size]),
-            reports=tff.TensorType(np.int32),
-            nonfinite=tff.TensorType(np.int32),
-        )
+    adaptive = plan.privacy.adaptive_clipping
+    reported = OrderedDict(
+        sum=tff.TensorType(np.float32, [size]),
+        reports=tff.TensorType(np.int32),
+        nonfinite=tff.TensorType(np.int32),
     )
+    if adaptive:
+        reported["unclipped"] = tff.TensorType(np.float32)
+    value_type = tff.to_type(reported)
+    count_stddev = plan.clip_count_stddev if plan.privacy.noise == "server" else 0.0
 
     @tff.tensorflow.computation
     def first_state() -> Any:
-        return OrderedDict(seed=tf.zeros([2], tf.int64), memory=noise.begin(np.zeros(2, np.int64)))
+        return OrderedDict(
+            seed=tf.zeros([2], tf.int64),
+            memory=server_noise(plan, size=size).begin(np.zeros(2, np.int64)),
+            clip_norm=first_clip_norm(plan),
+        )
 
     state_type = first_state.type_signature.result
 
     @tff.tensorflow.computation(state_type, value_type)
     def finish(state: Any, total: Any) -> Any:
-        noised, memory = noise.add(total["sum"], state["seed"], state["memory"])
+        seed, clip_norm = state["seed"], state["clip_norm"]
+        noise = server_noise(plan, size=size, clip_norm=clip_norm if adaptive else None)
+        noised, memory = noise.add(total["sum"], seed, state["memory"])
         released = total["reports"] >= plan.privacy.smallest_cohort
+        if adaptive:
+            count_noise = noise_of_count(server_seed(seed), stddev=count_stddev)
+            unclipped = total["unclipped"] + count_noise
+            clip_norm = next_clip_norm(plan, clip_norm, unclipped=unclipped, released=released)
         # By the public cohort, not by the count: the count is private.
         average = noised / float(plan.clients.clients_per_round)
         result = OrderedDict(
             average=tf.where(released, average, tf.zeros_like(average)), released=released
         )
-        return result, OrderedDict(seed=state["seed"], memory=memory)
+        return result, OrderedDict(seed=seed, memory=memory, clip_norm=clip_norm)
 
     @tff.federated_computation()
     def initialize() -> Any:

@@ -28,6 +28,10 @@ RANDOM_LAYERS = 1
 # Below a user's seed: the seed of the noise of its steps, under the unit "example".
 STEP_NOISE = 2
 
+# Below a user's or the server's seed: the seed of its noise on the count of users that were
+# not clipped.
+CLIP_COUNT = 3
+
 
 def seed_from_os() -> NDArray[np.int64]:
     """A fresh 128-bit seed, int64 [2]."""
@@ -50,9 +54,11 @@ def seeded_uniforms(seed: tf.Tensor, *, shape: Sequence[int]) -> tf.Tensor:
     return tf.random.stateless_uniform(shape, seed=seed, dtype=tf.float32, alg="philox")
 
 
-def seeded_gaussian_noise(seed: tf.Tensor, *, size: int, stddev: float) -> tf.Tensor:
-    """Independent N(0, stddev^2) values, float32 [size]; exact zeros for stddev 0."""
+def seeded_gaussian_noise(
+    seed: tf.Tensor, *, size: int, stddev: float, unit: tf.Tensor | float = 1.0
+) -> tf.Tensor:
+    """Independent N(0, (stddev * unit)^2) values, float32 [size]; exact zeros for stddev 0."""
     if stddev == 0:
         return tf.zeros([size])
     normal = tf.random.stateless_normal([size], seed=seed, dtype=tf.float32, alg="philox")
-    return normal * tf.constant(stddev, tf.float32)
+    return normal * (tf.constant(stddev, tf.float32) * unit)

@@ -20,7 +20,8 @@ from tf_dpfl.client_work.interface import interface_of
 from tf_dpfl.client_work.losses import require_fitting_loss
 from tf_dpfl.data.columns import FederatedData
 from tf_dpfl.protocol.plan import Plan, Server
-from tf_dpfl.simulation.aggregation import SEED_TYPE, build_aggregation_process, gather_rows
+from tf_dpfl.simulation.adaptive_clipping import first_clip_norm
+from tf_dpfl.simulation.aggregation import build_aggregation_process, gather_rows
 from tf_dpfl.simulation.noise import derive_seed, seed_from_os
 from tf_dpfl.simulation.records import ShardRecords
 from tf_dpfl.simulation.server_noise import server_noise
@@ -40,7 +41,8 @@ def build_learning_process(
     takes what `make_shards` returns and gives the new state and the metrics
     `reports`, `nonfinite` (int32) and `released` (bool). Users weigh equally and
     the sum is divided by `clients.clients_per_round`. A round with fewer than
-    `privacy.smallest_cohort` reports leaves the model as it was.
+    `privacy.smallest_cohort` reports leaves the model as it was. With adaptive clipping the
+    metric `clip_norm`, float32, is the one that the round clipped to.
 
     With `local_training.optimizer_state = "keep"` the process holds no user's state: each
     round takes the states of its users with the shards, and gives the new ones back as
@@ -85,6 +87,8 @@ def build_learning_process(
     records = ShardRecords(data, plan, interface, state_size=state_size)
     shards_type = records.shard_type()
     aggregation = build_aggregation_process(plan, size=layout.size)
+    adaptive = plan.privacy.adaptive_clipping
+    reported = ["sum", "reports", "nonfinite", *(["unclipped"] if adaptive else [])]
     server_optimizer = build_server_optimizer(plan.server)
 
     @tff.tensorflow.computation
@@ -102,6 +106,7 @@ def build_learning_process(
                 noise_seed=tf.constant(seed),
                 # The aggregation's own start has no seed: this begins with the run's.
                 memory=server_noise(plan, size=layout.size).begin(seed),
+                clip_norm=first_clip_norm(plan),
             ),
             finalizer=server_optimizer.initialize(specs),
         )
@@ -109,17 +114,31 @@ def build_learning_process(
     state_type = initialize_state.type_signature.result
 
     @tff.tensorflow.computation(state_type)
-    def round_seed(state: Any) -> Any:
-        return derive_seed(state.aggregator["noise_seed"], state.client_work["round_number"])
+    def round_settings(state: Any) -> Any:
+        """What the round's shards must know beside the weights."""
+        clip_norm = state.aggregator["clip_norm"] if adaptive else plan.privacy.clip_norm
+        return OrderedDict(
+            seed=derive_seed(state.aggregator["noise_seed"], state.client_work["round_number"]),
+            clip_norm=tf.convert_to_tensor(clip_norm, tf.float32),
+        )
 
-    @tff.tensorflow.computation(SEED_TYPE, state_type)
-    def aggregation_state(seed: Any, state: Any) -> Any:
-        return OrderedDict(seed=seed, memory=state.aggregator["memory"])
+    settings_type = round_settings.type_signature.result
+
+    @tff.tensorflow.computation(settings_type, state_type)
+    def aggregation_state(settings: Any, state: Any) -> Any:
+        kept = state.aggregator
+        return OrderedDict(
+            seed=settings["seed"], memory=kept["memory"], clip_norm=kept["clip_norm"]
+        )
+
+    @tff.tensorflow.computation(settings_type)
+    def clip_norm_of(settings: Any) -> Any:
+        return settings["clip_norm"]
 
     with _keras_classes_restored(model):
 
-        @tff.tensorflow.computation(weights_type, SEED_TYPE, shards_type)
-        def client(weights: Any, noise_seed: Any, shard: Any) -> Any:
+        @tff.tensorflow.computation(weights_type, settings_type, shards_type)
+        def client(weights: Any, settings: Any, shard: Any) -> Any:
             with tf.variable_creator_scope(_starts_at_zero):
                 local = tf.keras.models.clone_model(model, clone_function=_clone_layer)
             computation = ClientComputation(
@@ -127,25 +146,25 @@ def build_learning_process(
             )
 
             @tf.function(autograph=False)
-            def run(weights: Any, noise_seed: tf.Tensor, shard: Any) -> Any:
+            def run(weights: Any, settings: Any, shard: Any) -> Any:
                 for variable, value in zip(local.non_trainable_variables, weights.non_trainable):
                     variable.assign(value)
                 return train_shard(
                     choose_training(computation, plan),
                     _join(weights.trainable),
-                    noise_seed,
+                    settings["seed"],
                     records.examples(shard),
-                    clip_norm=tf.constant(plan.privacy.clip_norm, tf.float32),
+                    clip_norm=settings["clip_norm"],
                 )
 
-            return run(weights, noise_seed, shard)
+            return run(weights, settings, shard)
 
     @tff.tensorflow.computation(
         state_type,
         aggregation.next.type_signature.result.result.member,
         aggregation.state_type.member,
     )
-    def finalize(state: Any, aggregate: Any, noise: Any) -> Any:
+    def finalize(state: Any, aggregate: Any, aggregation: Any) -> Any:
         old = state.global_model_weights
         average = aggregate["average"]
         gradients = [-piece for piece in _split(average, old.trainable)]
@@ -165,7 +184,9 @@ def build_learning_process(
             distributor=(),
             client_work=OrderedDict(round_number=state.client_work["round_number"] + 1),
             aggregator=OrderedDict(
-                noise_seed=state.aggregator["noise_seed"], memory=noise["memory"]
+                noise_seed=state.aggregator["noise_seed"],
+                memory=aggregation["memory"],
+                clip_norm=aggregation["clip_norm"],
             ),
             finalizer=if_released(optimizer_state, state.finalizer),
         )
@@ -188,12 +209,12 @@ def build_learning_process(
         tff.FederatedType(state_type, tff.SERVER), tff.FederatedType(shards_type, tff.CLIENTS)
     )
     def next_fn(state: Any, shards: Any) -> Any:
-        seed_now = tff.federated_map(round_seed, state)
+        settings = tff.federated_map(round_settings, state)
         weights = tff.federated_broadcast(tff.federated_map(weights_of, state))
-        reports = tff.federated_map(client, (weights, tff.federated_broadcast(seed_now), shards))
-        sums = OrderedDict((name, reports[name]) for name in ("sum", "reports", "nonfinite"))
+        reports = tff.federated_map(client, (weights, tff.federated_broadcast(settings), shards))
+        sums = OrderedDict((name, reports[name]) for name in reported)
         aggregate = aggregation.next(
-            tff.federated_map(aggregation_state, (seed_now, state)),
+            tff.federated_map(aggregation_state, (settings, state)),
             tff.federated_zip(sums) if state_size else reports,
         )
         metrics = OrderedDict(
@@ -201,6 +222,8 @@ def build_learning_process(
             nonfinite=aggregate.measurements["nonfinite"],
             released=aggregate.result["released"],
         )
+        if adaptive:
+            metrics["clip_norm"] = tff.federated_map(clip_norm_of, settings)
         if state_size:
             metrics["kept"] = gather_rows(reports["kept"])
         return tff.learning.templates.LearningProcessOutput(

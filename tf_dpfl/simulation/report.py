@@ -32,9 +32,16 @@ td, th {{ padding: .2rem .8rem .2rem 0; text-align: left; border-bottom: 1px sol
 
 
 def line_chart(
-    curves: Mapping[str, Sequence[tuple[float, float]]], *, x_label: str, y_label: str
+    curves: Mapping[str, Sequence[tuple[float, float]]],
+    *,
+    x_label: str,
+    y_label: str,
+    logarithmic: bool = False,
 ) -> str:
-    """An SVG element of named curves, each a sequence of (x, y) points."""
+    """An SVG element of named curves, each a sequence of (x, y) points.
+
+    `logarithmic` is for curves of positive values over several orders of magnitude.
+    """
     figure = Figure(figsize=(7, 3.6), layout="constrained")
     axes = figure.subplots()
     for name, points in curves.items():
@@ -43,6 +50,7 @@ def line_chart(
             axes.plot(x, y, marker="o" if len(points) < 30 else "", markersize=3, label=name)
     axes.set_xlabel(x_label)
     axes.set_ylabel(y_label)
+    axes.set_yscale("log" if logarithmic else "linear")
     axes.grid(alpha=0.3)
     if len(curves) > 1:
         axes.legend()
@@ -74,15 +82,21 @@ def metric_points(metrics: Sequence[Mapping[str, Any]], key: str) -> list[tuple[
 
 
 def write_report(path: Path, metrics: Sequence[Mapping[str, Any]], card: PrivacyCard) -> None:
-    """Writes `report.html`: accuracy and central epsilon over rounds, and the card."""
+    """Writes `report.html`: accuracy, epsilon and adaptive clip norm over rounds, the card."""
     accuracy = {"accuracy": metric_points(metrics, "accuracy")}
     epsilon = {"central epsilon": metric_points(metrics, "central_epsilon")}
+    clip_norms = {"clip norm": metric_points(metrics, "clip_norm")}
+    adapted = [
+        "<h2>Clip norm</h2>",
+        line_chart(clip_norms, x_label="round", y_label="clip norm", logarithmic=True),
+    ]
     body = "".join(
         [
             "<h2>Accuracy on held-out examples</h2>",
             line_chart(accuracy, x_label="round", y_label="accuracy"),
             "<h2>Privacy spent, against whoever sees the models</h2>",
             line_chart(epsilon, x_label="round", y_label="epsilon (delta as on the card)"),
+            *(adapted if card.plan.privacy.adaptive_clipping else []),
             "<h2>Privacy card</h2>",
             f"<pre>{html.escape(card.to_text())}</pre>",
         ]

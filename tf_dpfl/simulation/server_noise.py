@@ -42,15 +42,16 @@ class ServerNoise:
     add: Callable[[tf.Tensor, tf.Tensor, Any], tuple[tf.Tensor, Any]]
 
 
-def server_noise(plan: Plan, *, size: int) -> ServerNoise:
+def server_noise(plan: Plan, *, size: int, clip_norm: tf.Tensor | None = None) -> ServerNoise:
     """What the plan says, for `size` weights.
+
+    `clip_norm`, float32 [], is that of the round where the clip norm is adaptive: the noise of
+    such plans is independent. None is the plan's.
 
     Raises PlanError when correlated noise would have to remember too much.
     """
-    privacy = plan.privacy
-    stddev = noise_stddev_of_sum(
-        clip_norm=privacy.clip_norm, noise_multiplier=privacy.calibrated_noise_multiplier
-    )
+    privacy, noise_multiplier = plan.privacy, plan.noise_multiplier_of_updates
+    stddev = noise_stddev_of_sum(clip_norm=privacy.clip_norm, noise_multiplier=noise_multiplier)
     if privacy.mechanism == "banded":
         _require_room(plan.bands - 1, size, "fewer privacy.bands")
         return _banded(plan.bands, size=size, stddev=stddev)
@@ -58,7 +59,11 @@ def server_noise(plan: Plan, *, size: int) -> ServerNoise:
         levels = (plan.server.rounds + 1).bit_length()  # of the leaf after the last, too
         _require_room(levels + 1, size, 'privacy.mechanism = "banded" with few privacy.bands')
         return _tree(levels, size=size, stddev=stddev)
-    return _independent(size=size, stddev=stddev if privacy.noise == "server" else 0.0)
+    if privacy.noise != "server":
+        return _independent(size=size, stddev=0.0)
+    if clip_norm is None:
+        return _independent(size=size, stddev=stddev)
+    return _independent(size=size, stddev=noise_multiplier, unit=clip_norm)
 
 
 def _require_room(vectors: int, size: int, instead: str) -> None:
@@ -73,17 +78,23 @@ def _require_room(vectors: int, size: int, instead: str) -> None:
         )
 
 
-def _draw(round_seed: tf.Tensor, *, size: int, stddev: float) -> tf.Tensor:
+def server_seed(round_seed: tf.Tensor) -> tf.Tensor:
+    """Of what the server draws in the round: int64 [2]."""
+    return derive_seed(round_seed, tf.constant(SERVER, tf.int64))
+
+
+def _draw(
+    round_seed: tf.Tensor, *, size: int, stddev: float, unit: tf.Tensor | float = 1.0
+) -> tf.Tensor:
     """The round's independent draws, float32 [size]."""
-    seed = derive_seed(round_seed, tf.constant(SERVER, tf.int64))
-    return seeded_gaussian_noise(seed, size=size, stddev=stddev)
+    return seeded_gaussian_noise(server_seed(round_seed), size=size, stddev=stddev, unit=unit)
 
 
-def _independent(*, size: int, stddev: float) -> ServerNoise:
-    return ServerNoise(
-        begin=lambda _seed: (),
-        add=lambda total, seed, nothing: (total + _draw(seed, size=size, stddev=stddev), nothing),
-    )
+def _independent(*, size: int, stddev: float, unit: tf.Tensor | float = 1.0) -> ServerNoise:
+    def add(total: tf.Tensor, seed: tf.Tensor, nothing: Any) -> tuple[tf.Tensor, Any]:
+        return total + _draw(seed, size=size, stddev=stddev, unit=unit), nothing
+
+    return ServerNoise(begin=lambda _seed: (), add=add)
 
 
 def _banded(bands: int, *, size: int, stddev: float) -> ServerNoise:

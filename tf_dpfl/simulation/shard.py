@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from collections import OrderedDict
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import tensorflow as tf
@@ -24,10 +24,11 @@ from tf_dpfl.client_work.dense_users import (
     users_of_a_block,
 )
 from tf_dpfl.client_work.local_training import PrivateSteps, StepValues, train_locally
-from tf_dpfl.client_work.update import clip_factor, squared_norm
+from tf_dpfl.client_work.update import bounded, clip_factor, squared_norm
 from tf_dpfl.data.columns import FederatedData
 from tf_dpfl.protocol.noise import noise_stddev_of_share, noise_stddev_of_sum
 from tf_dpfl.protocol.plan import Plan
+from tf_dpfl.simulation.adaptive_clipping import noise_of_count
 from tf_dpfl.simulation.cohort import shards_of_a_round
 from tf_dpfl.simulation.noise import (
     RANDOM_LAYERS,
@@ -105,15 +106,13 @@ def _private_steps(
     return PrivateSteps(clip_norm, noise)
 
 
-def _share_stddev(plan: Plan) -> float:
-    """Standard deviation of one user's share; 0 where the server adds the noise."""
+def _share(noise: float, plan: Plan) -> float:
+    """One user's part of noise of that deviation; 0 where the server adds the noise."""
     privacy = plan.privacy
     if privacy.noise != "device":
         return 0.0
     return noise_stddev_of_share(
-        clip_norm=privacy.clip_norm,
-        noise_multiplier=privacy.calibrated_noise_multiplier,
-        smallest_cohort=privacy.smallest_cohort,
+        clip_norm=1.0, noise_multiplier=noise, smallest_cohort=privacy.smallest_cohort
     )
 
 
@@ -146,6 +145,8 @@ def choose_training(computation: ClientComputation, plan: Plan) -> ShardTraining
     net, reason = None, "every example's gradient is clipped"
     if plan.local_training.keeps_state:
         reason = "the optimizer's state is kept, user by user"
+    elif plan.privacy.clipping != "global":
+        reason = f'clipping "{plan.privacy.clipping}" needs the whole update of each user'
     elif plan.privacy.unit == "user":
         try:
             examples = plan.clients.examples_per_client
@@ -176,22 +177,39 @@ def train_shard(
 
     Returns:
       `sum` float32 [d], `reports` int32 [], `nonfinite` int32 [] (users whose
-      update was not finite and counted as zero). Where optimizer states are kept also
+      update was not finite and counted as zero). With adaptive clipping also `unclipped`
+      float32 []: +1/2 for each user that was not clipped, -1/2 for each other one, broken
+      ones too, and the noise that devices add to it. Where optimizer states are kept also
       `kept`: `user_id` int64 [k] and `optimizer_state` float32 [k, s]; that of a user
       whose update or new state is not finite is what it was.
     """
     states = None
     if training.dense_net is None:
-        total, nonfinite, states = _train_one_by_one(training, weights, seed, examples, clip_norm)
+        sums, states = _train_one_by_one(training, weights, seed, examples, clip_norm)
     else:
-        total, nonfinite = _train_in_blocks(
-            training, training.dense_net, weights, seed, examples, clip_norm
-        )
-    total += _sum_of_shares(training, seed, examples.user_ids)
-    result = OrderedDict(sum=total, reports=tf.size(examples.user_ids), nonfinite=nonfinite)
+        sums = _train_in_blocks(training, training.dense_net, weights, seed, examples, clip_norm)
+    ids = examples.user_ids
+    noise, noise_of_counts = _sums_of_shares(training, seed, ids, clip_norm)
+    result = OrderedDict(sum=sums.total + noise, reports=tf.size(ids), nonfinite=sums.nonfinite)
+    if training.plan.privacy.adaptive_clipping:
+        centred = tf.cast(sums.unclipped, tf.float32) - 0.5 * tf.cast(tf.size(ids), tf.float32)
+        result["unclipped"] = centred + noise_of_counts
     if states is not None:
-        result["kept"] = OrderedDict([("user_id", examples.user_ids), (OPTIMIZER_STATE, states)])
+        result["kept"] = OrderedDict([("user_id", ids), (OPTIMIZER_STATE, states)])
     return result
+
+
+class _Sums(NamedTuple):
+    """Over users: float32 [d] of the clipped updates; int32 [] of the broken and the unclipped."""
+
+    total: tf.Tensor
+    nonfinite: tf.Tensor
+    unclipped: tf.Tensor
+
+    @classmethod
+    def zero(cls, size: int) -> _Sums:
+        """Over nobody."""
+        return cls(tf.zeros([size]), tf.constant(0), tf.constant(0))
 
 
 def _train_one_by_one(
@@ -200,15 +218,13 @@ def _train_one_by_one(
     seed: tf.Tensor,
     examples: ShardExamples,
     clip_norm: tf.Tensor,
-) -> tuple[tf.Tensor, tf.Tensor, tf.Tensor | None]:
-    """Sum of the clipped updates, float32 [d], how many were not finite; kept states."""
+) -> tuple[_Sums, tf.Tensor | None]:
+    """The users' sums, and the states that are kept."""
     computation, plan = training.computation, training.plan
     size = computation.layout.size
     before = examples.optimizer_states
 
-    def one_user(
-        index: tf.Tensor, total: tf.Tensor, nonfinite: tf.Tensor, *states: tf.TensorArray
-    ) -> tuple[Any, ...]:
+    def one_user(index: tf.Tensor, sums: _Sums, *states: tf.TensorArray) -> tuple[Any, ...]:
         ready = [computation.set_weights(weights)]
         if before is not None:
             with tf.control_dependencies(ready):
@@ -228,27 +244,49 @@ def _train_one_by_one(
         update = computation.update(start)
         squared = squared_norm(update)
         finite = squared < update.dtype.max
-        factor = clip_factor(squared, clip_norm) if private is None else tf.constant(1.0)
+
+        def added() -> tf.Tensor:
+            return sums.total + _clipped(update, squared, clip_norm, computation, plan)
+
         # A branch, not a select: it costs the finite ones nothing.
-        total = tf.cond(finite, lambda: total + update * factor, lambda: total)
+        total = tf.cond(finite, added, lambda: sums.total)
         if before is not None:
             after = computation.get_optimizer_state()
             usable = finite & tf.reduce_all(tf.math.is_finite(after))
             states = (states[0].write(index, tf.where(usable, after, before[index])),)
         # Not logical_not: Grappler turns !(a < b) into a >= b, false for NaN.
-        return index + 1, total, nonfinite + 1 - tf.cast(finite, tf.int32), *states
+        nonfinite = sums.nonfinite + 1 - tf.cast(finite, tf.int32)
+        unclipped = sums.unclipped + tf.cast(tf.sqrt(squared) <= clip_norm, tf.int32)
+        return index + 1, _Sums(total, nonfinite, unclipped), *states
 
     users = tf.size(examples.user_ids)
     kept = []
     if before is not None:
         kept = [tf.TensorArray(tf.float32, users, element_shape=before.shape[1:])]
-    _, total, nonfinite, *kept = tf.while_loop(
+    _, sums, *kept = tf.while_loop(
         lambda index, *_: index < users,
         one_user,
-        (tf.constant(0), tf.zeros([size]), tf.constant(0), *kept),
+        (tf.constant(0), _Sums.zero(size), *kept),
         parallel_iterations=1,  # the users share the computation's variables
     )
-    return total, nonfinite, kept[0].stack() if kept else None
+    return sums, kept[0].stack() if kept else None
+
+
+def _clipped(
+    update: tf.Tensor,
+    squared: tf.Tensor,
+    clip_norm: tf.Tensor,
+    computation: ClientComputation,
+    plan: Plan,
+) -> tf.Tensor:
+    """A finite update of that squared norm, as it is added up."""
+    if plan.privacy.unit == "example":  # its gradients were clipped
+        return update
+    clipping = plan.privacy.clipping
+    if clipping == "global":
+        return update * clip_factor(squared, clip_norm)
+    sizes = computation.sizes
+    return bounded(update, clip_norm, clipping=clipping, sizes=sizes, squares=squared_norm)
 
 
 def _train_in_blocks(
@@ -258,7 +296,7 @@ def _train_in_blocks(
     seed: tf.Tensor,
     examples: ShardExamples,
     clip_norm: tf.Tensor,
-) -> tuple[tf.Tensor, tf.Tensor]:
+) -> _Sums:
     """As `_train_one_by_one`, for a dense network."""
     computation, plan = training.computation, training.plan
     batch_size = plan.local_training.batch_size
@@ -268,9 +306,7 @@ def _train_in_blocks(
     order = tf.argsort(examples.counts, direction="DESCENDING")
     users = tf.size(order)
 
-    def one_block(
-        first: tf.Tensor, total: tf.Tensor, nonfinite: tf.Tensor
-    ) -> tuple[tf.Tensor, tf.Tensor, tf.Tensor]:
+    def one_block(first: tf.Tensor, sums: _Sums) -> tuple[tf.Tensor, _Sums]:
         places = first + tf.range(block)
         chosen = tf.gather(order, tf.minimum(places, users - 1))
         # The last block is filled up with users without examples.
@@ -284,17 +320,23 @@ def _train_in_blocks(
             settings=plan.local_training,
             random=None if seeds is None else _uniforms_of_users(computation, seeds, plan),
         )
-        sums, broken = updates.clipped_sum(clip_norm, counts)
-        flat = tf.concat([tf.reshape(piece, [-1]) for piece in sums], axis=0)
-        return first + block, total + flat, nonfinite + tf.reduce_sum(tf.cast(broken, tf.int32))
+        pieces, broken = updates.clipped_sum(clip_norm, counts)
+        flat = tf.concat([tf.reshape(piece, [-1]) for piece in pieces], axis=0)
+        unclipped = updates.unclipped(clip_norm, counts) & (places < users)
+        return first + block, _Sums(
+            sums.total + flat, sums.nonfinite + _count(broken), sums.unclipped + _count(unclipped)
+        )
 
-    _, total, nonfinite = tf.while_loop(
-        lambda first, *_: first < users,
+    return tf.while_loop(
+        lambda first, _: first < users,
         one_block,
-        (tf.constant(0), tf.zeros([computation.layout.size]), tf.constant(0)),
+        (tf.constant(0), _Sums.zero(computation.layout.size)),
         parallel_iterations=1,  # memory: one block at a time
-    )
-    return total, nonfinite
+    )[1]
+
+
+def _count(users: tf.Tensor) -> tf.Tensor:
+    return tf.reduce_sum(tf.cast(users, tf.int32))
 
 
 def _seeds(seed: tf.Tensor, user_ids: tf.Tensor) -> tf.Tensor:
@@ -317,18 +359,29 @@ def _uniforms_of_users(
     return lambda steps: tf.map_fn(of_user, (user_seeds, steps), fn_output_signature=values)
 
 
-def _sum_of_shares(
-    training: ShardTraining, seed: tf.Tensor, user_ids: tf.Tensor
-) -> tf.Tensor | float:
-    """The users' shares of the noise, each of its own seed; 0 where there are none."""
-    size, stddev = training.computation.layout.size, _share_stddev(training.plan)
-    if training.plan.privacy.unit == "example" or stddev == 0:
-        return 0.0
+def _sums_of_shares(
+    training: ShardTraining, seed: tf.Tensor, user_ids: tf.Tensor, clip_norm: tf.Tensor
+) -> tuple[tf.Tensor | float, tf.Tensor | float]:
+    """The users' shares of the noise on updates, and on the count of the unclipped.
 
-    def add(index: tf.Tensor, total: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
-        share = seeded_gaussian_noise(derive_seed(seed, user_ids[index]), size=size, stddev=stddev)
-        return index + 1, total + share
+    Each of its own seed; 0 where users add none.
+    """
+    plan, size = training.plan, training.computation.layout.size
+    if plan.privacy.unit == "example":
+        return 0.0, 0.0
+    # In clip norms, so that the noise keeps its size beside a clip norm that moves.
+    of_update = _share(plan.noise_multiplier_of_updates, plan)
+    of_count = _share(plan.clip_count_stddev, plan) if plan.privacy.adaptive_clipping else 0.0
+    if of_update == of_count == 0:
+        return 0.0, 0.0
+
+    def add(
+        index: tf.Tensor, total: tf.Tensor, count: tf.Tensor
+    ) -> tuple[tf.Tensor, tf.Tensor, tf.Tensor]:
+        own = derive_seed(seed, user_ids[index])
+        share = seeded_gaussian_noise(own, size=size, stddev=of_update, unit=clip_norm)
+        return index + 1, total + share, count + noise_of_count(own, stddev=of_count)
 
     users = tf.size(user_ids)
-    loop = (tf.constant(0), tf.zeros([size]))
-    return tf.while_loop(lambda index, _: index < users, add, loop, parallel_iterations=1)[1]
+    loop = (tf.constant(0), tf.zeros([size]), tf.constant(0.0))
+    return tf.while_loop(lambda index, *_: index < users, add, loop, parallel_iterations=1)[1:]

@@ -253,6 +253,8 @@ class _Run:
             "central_epsilon": finite_or_none(epsilon.result()),
             "delta": self.plan.privacy.delta,
         }
+        if self.plan.privacy.adaptive_clipping:
+            record["clip_norm"] = float(output.metrics["clip_norm"])
         last = number == self.plan.server.rounds
         if self.evaluator and (last or number % self.plan.simulation.evaluate_every == 0):
             _set_weights(self.process, output.state, self.model)

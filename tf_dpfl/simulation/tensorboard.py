@@ -13,7 +13,7 @@ from typing import Any
 
 import tensorflow as tf
 
-SCALARS = ("accuracy", "loss", "central_epsilon", "users_per_second")
+SCALARS = ("accuracy", "loss", "central_epsilon", "users_per_second", "clip_norm")
 
 
 class TensorBoardLog:

@@ -67,6 +67,10 @@ class BlockUpdates:
         sums = tf.cond(tf.reduce_all(takes_part), lambda: total(True), lambda: total(False))
         return sums, tf.logical_and(tf.logical_not(finite), counts > 0)
 
+    def unclipped(self, clip_norm: tf.Tensor, counts: tf.Tensor) -> tf.Tensor:
+        """Whose update `clipped_sum` leaves as it is: bool [K]. No broken one's is."""
+        return (tf.sqrt(self.squared_norms) <= clip_norm) | (counts == 0)
+
 
 def train_users(
     net: DenseNet,
