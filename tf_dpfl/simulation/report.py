@@ -32,20 +32,33 @@ td, th {{ padding: .2rem .8rem .2rem 0; text-align: left; border-bottom: 1px sol
 
 
 def line_chart(
-    curves: Mapping[str, Sequence[tuple[float, float]]], *, x_label: str, y_label: str
+    curves: Mapping[str, Sequence[tuple[float, float]]],
+    *,
+    x_label: str,
+    y_label: str,
+    x_scale: str = "linear",
 ) -> str:
-    """An SVG element of named curves, each a sequence of (x, y) points."""
+    """An SVG element of named curves, each a sequence of (x, y) points.
+
+    `x_scale` is "linear" or "log".
+    """
     figure = Figure(figsize=(7, 3.6), layout="constrained")
     axes = figure.subplots()
     for name, points in curves.items():
         if points:
             x, y = zip(*points)
             axes.plot(x, y, marker="o" if len(points) < 30 else "", markersize=3, label=name)
+    axes.set_xscale(x_scale)
     axes.set_xlabel(x_label)
     axes.set_ylabel(y_label)
     axes.grid(alpha=0.3)
     if len(curves) > 1:
         axes.legend()
+    return svg_of(figure)
+
+
+def svg_of(figure: Figure) -> str:
+    """A figure as an SVG element."""
     text = io.StringIO()
     figure.savefig(
         text, format="svg", metadata=dict.fromkeys(("Creator", "Date", "Format", "Type"))
