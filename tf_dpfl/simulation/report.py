@@ -8,7 +8,9 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from matplotlib.axis import Axis
 from matplotlib.figure import Figure
+from matplotlib.ticker import LogLocator, NullFormatter, StrMethodFormatter
 
 from tf_dpfl.privacy.card import PrivacyCard
 from tf_dpfl.protocol.files import write_atomically
@@ -36,25 +38,32 @@ def line_chart(
     *,
     x_label: str,
     y_label: str,
-    x_scale: str = "linear",
+    log_x: bool = False,
+    size: tuple[float, float] = (7, 3.6),
 ) -> str:
-    """An SVG element of named curves, each a sequence of (x, y) points.
-
-    `x_scale` is "linear" or "log".
-    """
-    figure = Figure(figsize=(7, 3.6), layout="constrained")
+    """An SVG element of named curves, each a sequence of (x, y) points; `size` in inches."""
+    figure = Figure(figsize=size, layout="constrained")
     axes = figure.subplots()
     for name, points in curves.items():
         if points:
             x, y = zip(*points)
             axes.plot(x, y, marker="o" if len(points) < 30 else "", markersize=3, label=name)
-    axes.set_xscale(x_scale)
+    if log_x:
+        axes.set_xscale("log")
+        use_plain_numbers(axes.xaxis)
     axes.set_xlabel(x_label)
     axes.set_ylabel(y_label)
     axes.grid(alpha=0.3)
     if len(curves) > 1:
         axes.legend()
     return svg_of(figure)
+
+
+def use_plain_numbers(axis: Axis) -> None:
+    """Ticks of a logarithmic axis at 1, 2 and 5, written out; powers overlap on short axes."""
+    axis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+    axis.set_major_formatter(StrMethodFormatter("{x:g}"))
+    axis.set_minor_formatter(NullFormatter())
 
 
 def svg_of(figure: Figure) -> str:

@@ -32,7 +32,7 @@ from tf_dpfl.simulation.tuning_folds import (
     with_noise,
 )
 from tf_dpfl.simulation.tuning_keys import TriedSetting, grid
-from tf_dpfl.simulation.tuning_plans import GRID, RANDOM, Search, search_of
+from tf_dpfl.simulation.tuning_plans import GRID, Search, search_of
 from tf_dpfl.simulation.tuning_report import write_search_report
 
 # Of a run's events, those that say something of the search.
@@ -264,8 +264,7 @@ def _finish(
         "privacy": cost_json(search, cost),
         "privacy_in_words": words,
     }
-    # Of a random search on private data the price covers the best try and nothing else.
-    mode = OWNER_ALONE if search.is_private and search.method == RANDOM else 0o644
+    mode = OWNER_ALONE if search.keeps_tries_secret else 0o644
     text = json.dumps({"version": SEARCH_VERSION, **search.to_json(), **result}, indent=1) + "\n"
     write_atomically(folder.result_file, text.encode(), mode=mode)
     write_atomically(folder.best_plan_file, plan_to_toml(best_plan).encode())

@@ -174,8 +174,8 @@ def _random_words(search: Search, cost: SearchCost, tries: int) -> list[str]:
     return [
         f"This search costs epsilon {_text(cost.epsilon)} {_at(search)}, if its best try alone is "
         "published: settings, score and models. The number of tries was drawn from a geometric "
-        f"distribution of mean {search.mean_tries:g} and stays secret, as do all other tries: "
-        f"this table, and the folder ({cost.method}; Papernot & Steinke, 2110.03620).",
+        f"distribution of mean {search.mean_tries:g} and stays secret, as do the other tries: keep "
+        f"this table and the folder ({cost.method}; Papernot & Steinke, 2110.03620).",
         f"If they are published too, it is epsilon {everything}: all {tries} tries together.",
     ]
 

@@ -58,11 +58,15 @@ class SearchFolder:
 
     @property
     def _scores_file(self) -> Path:
-        return self.path / "tries.jsonl"
+        return self._tries / "scores.jsonl"
+
+    @property
+    def _tries(self) -> Path:
+        return self.path / "tries"
 
     def run_of(self, number: int, fold: int) -> Path:
         """The RUN folder of a try (from 1), and of its fold (from 1; 0 without folds)."""
-        run = self.path / "tries" / f"{number:04d}"
+        run = self._tries / f"{number:04d}"
         return run / f"fold-{fold}" if fold else run
 
     def random(self, purpose: str) -> Random:
@@ -128,6 +132,9 @@ def open_search(path: Path, search: Search, *, seed: int | None) -> Iterator[Sea
                     (path / ".lock").unlink()
                     path.rmdir()
                 raise
+            (path / "tries").mkdir(
+                mode=0o700 if search.keeps_tries_secret else 0o755, exist_ok=True
+            )
             text = json.dumps(header, indent=1) + "\n"
             write_atomically(path / _HEADER, text.encode(), mode=OWNER_ALONE)
         yield _open(path, search, seed)
@@ -135,7 +142,8 @@ def open_search(path: Path, search: Search, *, seed: int | None) -> Iterator[Sea
 
 def _holds_other_files(path: Path) -> bool:
     return not (path / _HEADER).exists() and any(
-        file.name != ".lock" and not file.name.startswith(f".{_HEADER}.") for file in path.iterdir()
+        file.name not in (".lock", "tries") and not file.name.startswith(f".{_HEADER}.")
+        for file in path.iterdir()
     )
 
 

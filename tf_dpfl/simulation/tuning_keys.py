@@ -228,4 +228,4 @@ def _points_of(key: SearchedKey, points: int) -> tuple[Any, ...]:
 
 def _neat(value: float, key: SearchedKey) -> float | int:
     """A value that is read easily; of whole numbers, a whole one."""
-    return round(value) if key.is_whole else float(f"{value:.6g}")
+    return round(value) if key.is_whole else float(f"{value:.4g}")

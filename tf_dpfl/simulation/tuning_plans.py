@@ -51,6 +51,11 @@ class Search:
         """Whether the data are of people who are to be protected."""
         return self.data_is == PRIVATE
 
+    @property
+    def keeps_tries_secret(self) -> bool:
+        """Whether the price covers the best try alone, so that others stay in the folder."""
+        return self.is_private and self.method == RANDOM
+
     def plan_of(self, setting: Setting) -> Plan:
         """The plan of one try. Raises PlanError that names the setting."""
         return plan_with(self.plan, setting, source=f"with {described(setting)}")

@@ -11,13 +11,15 @@ from typing import Any
 from matplotlib.figure import Figure
 
 from tf_dpfl.protocol.files import write_atomically
-from tf_dpfl.simulation.report import html_page, line_chart, svg_of
+from tf_dpfl.simulation.report import html_page, line_chart, svg_of, use_plain_numbers
 from tf_dpfl.simulation.tuning_keys import SearchedKey, TriedSetting
 from tf_dpfl.simulation.tuning_plans import GRID, Search
 
 _MOST_CURVES = 6
 _MOST_MAPPED_KEYS = 3
 _MOST_WRITTEN_CELLS = 64
+_WIDE_COLUMNS = 5
+_MOST_LABEL_LETTERS = 24
 _LOG_FROM_RATIO = 8
 # Wide enough on a desk, and letters that can be read on a phone.
 _FIGURE = '<div style="max-width: 34rem">{svg}</div>'
@@ -97,9 +99,12 @@ def _curve(key: SearchedKey, ranking: Sequence[TriedSetting]) -> str:
         rest: sorted((at[0], accuracy) for at, accuracy in best_at(tried, [key.name]).items())
         for rest, tried in by_rest.items()
     }
-    values = [one.setting[key.name] for one in ranking]
     return line_chart(
-        curves, x_label=key.name, y_label="validation accuracy", x_scale=_scale_of(values)
+        curves,
+        x_label=key.name,
+        y_label="validation accuracy",
+        log_x=_spans([one.setting[key.name] for one in ranking]),
+        size=_NARROW,
     )
 
 
@@ -110,7 +115,9 @@ def _heat_map(across: SearchedKey, up: SearchedKey, points: Points) -> str:
     figure = Figure(figsize=_NARROW, layout="constrained")
     axes = figure.subplots()
     image = axes.imshow(cells, origin="lower", aspect="auto", cmap="viridis")
-    axes.set_xticks(range(len(columns)), [_shown(v) for v in columns])
+    labels = [_shown(v) for v in columns]
+    turned = 45 if sum(map(len, labels)) > _MOST_LABEL_LETTERS else 0
+    axes.set_xticks(range(len(columns)), labels, rotation=turned)
     axes.set_yticks(range(len(rows)), [_shown(v) for v in rows])
     axes.set_xlabel(across.name)
     axes.set_ylabel(up.name)
@@ -120,7 +127,9 @@ def _heat_map(across: SearchedKey, up: SearchedKey, points: Points) -> str:
         for row, line in enumerate(cells):
             for column, value in enumerate(line):
                 color = "black" if value > middle else "white"
-                axes.text(column, row, f"{value:.3f}", ha="center", va="center", color=color)
+                size = 10 if len(columns) <= _WIDE_COLUMNS else 7
+                text = axes.text(column, row, f"{value:.3f}", color=color, fontsize=size)
+                text.set(ha="center", va="center")
     return svg_of(figure)
 
 
@@ -132,8 +141,12 @@ def _scattered(across: SearchedKey, up: SearchedKey, points: Points) -> str:
     dots = axes.scatter(x, y, c=list(points.values()), cmap="viridis", s=70, edgecolors="grey")
     best = max(points, key=lambda at: points[at])
     axes.scatter(best[0], best[1], s=260, facecolors="none", edgecolors="red", linewidths=1.5)
-    axes.set_xscale(_scale_of(x))
-    axes.set_yscale(_scale_of(y))
+    if _spans(x):
+        axes.set_xscale("log")
+        use_plain_numbers(axes.xaxis)
+    if _spans(y):
+        axes.set_yscale("log")
+        use_plain_numbers(axes.yaxis)
     axes.set_xlabel(across.name)
     axes.set_ylabel(up.name)
     axes.grid(alpha=0.3)
@@ -145,9 +158,9 @@ def _differs(key: SearchedKey, ranking: Sequence[TriedSetting]) -> bool:
     return len({one.setting[key.name] for one in ranking}) > 1
 
 
-def _scale_of(values: Sequence[float]) -> str:
-    low, high = min(values), max(values)
-    return "log" if low > 0 and high >= _LOG_FROM_RATIO * low else "linear"
+def _spans(values: Sequence[float]) -> bool:
+    """Whether they are so far apart that a logarithmic axis shows them better."""
+    return min(values) > 0 and max(values) >= _LOG_FROM_RATIO * min(values)
 
 
 def _judged(search: Search) -> str:
