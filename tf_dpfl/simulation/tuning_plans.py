@@ -67,11 +67,14 @@ class Search:
         sizes = fold_sizes(plan.clients.population, self.folds)
         return tuple(plan_without(plan, held_out=size) for size in sizes)
 
+    def _draws(self, key: SearchedKey) -> bool:
+        return self.method == RANDOM and key.ends is not None
+
     def to_json(self) -> dict[str, Any]:
         """Everything but the plan as plain JSON values."""
         return {
-            "over": {key.name: list(key.ends or key.values) for key in self.keys},
-            "ranges": [key.name for key in self.keys if key.ends],
+            "over": {key.name: list(key.values) for key in self.keys if not self._draws(key)},
+            "ranges": {key.name: key.ends for key in self.keys if self._draws(key)},
             "data": self.data_is,
             "method": self.method,
             "folds": self.folds,
