@@ -110,10 +110,7 @@ def account(
         raise ValueError(f"delta={delta!r} must be in (0, 1)")
     if accountant not in (PLD, RDP):
         raise ValueError(f'accountant={accountant!r} must be "pld" or "rdp"')
-    require_one_unit(spending)
-    merged = _merge(spending)
-    examples = tuple(m for m in merged if isinstance(m, ExampleGaussianEpochs))
-    users = tuple(m for m in merged if isinstance(m, GaussianRounds))
+    merged, examples, users = _by_unit(spending)
     add_or_remove = not examples and all(m.sampling != FIXED for m in users)
     relation = ADD_OR_REMOVE if add_or_remove else ZERO_OUT
     if not merged:
@@ -133,18 +130,26 @@ def renyi_curves(spending: Sequence[Mechanism]) -> tuple[RenyiCurve, ...]:
 
     None (an empty tuple) without any noise; PlanError when `spending` mixes units.
     """
-    require_one_unit(spending)
-    merged = _merge(spending)
+    merged, examples, users = _by_unit(spending)
     if any(m.noise_multiplier < _SMALLEST_NOISE for m in merged):
         return ()
-    examples = tuple(m for m in merged if isinstance(m, ExampleGaussianEpochs))
-    users = tuple(m for m in merged if isinstance(m, GaussianRounds))
     return curves_of_examples(examples) if examples else curves_of_users(users)
 
 
 def accountant_versions() -> str:
     """The library behind the numbers, e.g. "dp_accounting 0.6.0"."""
     return f"dp_accounting {metadata.version('dp-accounting')}"
+
+
+def _by_unit(
+    spending: Sequence[Mechanism],
+) -> tuple[tuple[Mechanism, ...], tuple[ExampleGaussianEpochs, ...], tuple[GaussianRounds, ...]]:
+    """All releases, those of the unit "example", those of the unit "user"; one is empty."""
+    require_one_unit(spending)
+    merged = _merge(spending)
+    examples = tuple(m for m in merged if isinstance(m, ExampleGaussianEpochs))
+    users = tuple(m for m in merged if isinstance(m, GaussianRounds))
+    return merged, examples, users
 
 
 def _merge(spending: Sequence[Mechanism]) -> tuple[Mechanism, ...]:
