@@ -142,7 +142,13 @@ def run_search(
         )
     with open_search(Path(out), search, seed=seed) as folder:
         cost = charges.cost(folder.settings) if charges else None
-        words = cost_in_words(search, cost, tries=len(folder.settings), is_seeded=folder.is_seeded)
+        words = cost_in_words(
+            search,
+            cost,
+            tries=len(folder.settings),
+            samplings=charges.samplings() if charges else (),
+            is_seeded=folder.is_seeded,
+        )
         emit(
             {
                 "event": "search",

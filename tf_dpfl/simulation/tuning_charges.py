@@ -21,7 +21,7 @@ from tf_dpfl.privacy.tuning_cost import (
 from tf_dpfl.protocol.checks import finite_or_none
 from tf_dpfl.protocol.errors import PlanError
 from tf_dpfl.protocol.plan import Plan
-from tf_dpfl.simulation.tuning_keys import Setting, corners
+from tf_dpfl.simulation.tuning_keys import Setting, corners, grid
 from tf_dpfl.simulation.tuning_plans import GRID, RANDOM, Search
 
 NOTHING = (
@@ -69,26 +69,49 @@ class Charges:
         search, delta = self._search, self._search.plan.privacy.delta
         tries = [self._try_of(setting) for setting in settings]
         if search.method == GRID:
-            return grid_cost(tries, delta=delta, trained_after=self._trained_after(settings))
-        self._require_listed_costs()
-        possible = corners(search.keys)
-        return random_cost(
-            [self._try_of(setting) for setting in possible],
-            mean_tries=search.mean_tries or 1.0,
-            delta=delta,
-            drawn=tries,
-            trained_after=self._trained_after(possible),
-        )
+            cost = grid_cost(tries, delta=delta, trained_after=self._trained_after())
+        else:
+            self._require_listed_costs()
+            cost = random_cost(
+                [self._try_of(setting) for setting in self._possible],
+                mean_tries=search.mean_tries or 1.0,
+                delta=delta,
+                drawn=tries,
+                trained_after=self._trained_after(),
+            )
+        # As on a privacy card: a device that stays away takes its noise along.
+        if any(plan.privacy.noise == "device" for plan in self._plans()):
+            return replace(cost, relation=ZERO_OUT)
+        return cost
+
+    def samplings(self) -> list[str]:
+        """How users are sampled in the tries, each way in words once."""
+        texts = []
+        for plan in self._plans():
+            clients = plan.clients
+            text = words_of(plan.privacy).sampling[clients.sampling]
+            texts.append(text.format(q=clients.sampling_probability))
+        return list(dict.fromkeys(texts))
+
+    @property
+    def _possible(self) -> list[Setting]:
+        """Settings that cost as much as any other that may be tried."""
+        keys = self._search.keys
+        return grid(keys) if self._search.method == GRID else corners(keys)
+
+    def _plans(self) -> list[Plan]:
+        return [self._plan_of(setting) for setting in self._possible]
+
+    def _plan_of(self, setting: Setting) -> Plan:
+        return self._calibrated(self._search.plan_of(setting))
 
     def _try_of(self, setting: Setting) -> Try:
-        plan = self._calibrated(self._search.plan_of(setting))
+        plan = self._plan_of(setting)
         trainings = [_all_rounds(training) for training in self._search.trainings(plan)]
         return release_of_try(trainings, score_noise=self._search.score_noise)
 
-    def _trained_after(self, settings: Sequence[Setting]) -> list[Mechanism]:
-        if not self._search.folds:
-            return []
-        return [_all_rounds(self._calibrated(self._search.plan_of(s))) for s in settings]
+    def _trained_after(self) -> list[Mechanism]:
+        return [_all_rounds(plan) for plan in self._plans()] if self._search.folds else []
 
     def _require_listed_costs(self) -> None:
         """Every drawn value of a range must cost the same as its ends."""
@@ -96,7 +119,7 @@ class Charges:
         faults = []
         for key in ranges:
             by_rest: dict[tuple[tuple[str, Any], ...], set[Try]] = {}
-            for setting in corners(self._search.keys):
+            for setting in self._possible:
                 rest = tuple((n, v) for n, v in setting.items() if n != key.name)
                 by_rest.setdefault(rest, set()).add(self._try_of(setting))
             if any(len(costs) > 1 for costs in by_rest.values()):
@@ -120,7 +143,7 @@ def cost_json(search: Search, cost: SearchCost | None) -> dict[str, Any]:
         "data": search.data_is,
         "delta": search.plan.privacy.delta,
         "unit": search.plan.privacy.unit,
-        "relation": _relation(search, cost),
+        "relation": cost.relation,
         "epsilon": finite_or_none(cost.epsilon),
         "epsilon_with_training_of_best": _finite(cost.epsilon_with_training),
         "epsilon_if_all_tries_are_published": _finite(cost.epsilon_of_all_tries),
@@ -130,7 +153,12 @@ def cost_json(search: Search, cost: SearchCost | None) -> dict[str, Any]:
 
 
 def cost_in_words(
-    search: Search, cost: SearchCost | None, *, tries: int, is_seeded: bool = False
+    search: Search,
+    cost: SearchCost | None,
+    *,
+    tries: int,
+    samplings: Sequence[str] = (),
+    is_seeded: bool = False,
 ) -> list[str]:
     """What the search costs and what that covers, one sentence or more a line."""
     if cost is None:
@@ -145,10 +173,8 @@ def cost_in_words(
             f"together ({cost.method}). Their models, scores and this table may be published at "
             "this price."
         )
-    lines.append(f"Unit: {words.unit}. Adjacency: {words.relations[_relation(search, cost)]}.")
-    clients = search.plan.clients
-    sampling = words.sampling[clients.sampling].format(q=clients.sampling_probability)
-    lines.append(f"Sampling of each training, done by this simulation: {sampling}.")
+    lines.append(f"Unit: {words.unit}. Adjacency: {words.relations[cost.relation]}.")
+    lines.append(f"Sampling in training, done by this simulation: {'; or '.join(samplings)}.")
     if search.folds:
         lines.append(
             f"Scores are the sum over a fold's users of each one's accuracy, with Gaussian noise "
@@ -182,11 +208,6 @@ def _random_words(search: Search, cost: SearchCost, tries: int) -> list[str]:
 
 def _at(search: Search) -> str:
     return f"at delta {search.plan.privacy.delta:g}"
-
-
-def _relation(search: Search, cost: SearchCost) -> str:
-    # As on a privacy card: a device that stays away takes its noise along.
-    return ZERO_OUT if search.plan.privacy.noise == "device" else cost.relation
 
 
 def _finite(epsilon: float | None) -> float | None:
