@@ -241,6 +241,17 @@ def test_tries_that_are_not_paid_for_stay_with_their_owner(tmp_path):
     assert (tmp_path / "one" / "tries").stat().st_mode & 0o077 == 0
 
 
+def test_a_random_search_publishes_its_best_plan_alone(tmp_path, data):
+    options = {"data_is": "private", "method": "random", "mean_tries": 1.0, "data": data}
+    result = tune(PLAN, OVER, tmp_path / "one", **options)
+    (only,) = result.ranking  # a mean of 1 is one try, always
+    assert 0.2 <= only.setting["privacy.clip_norm"] <= 2
+    assert "if its best try alone is published" in " ".join(result.cost_in_words)
+    modes = {file.name: file.stat().st_mode & 0o077 for file in result.folder.iterdir()}
+    assert modes["best.toml"] != 0
+    assert not any(modes[name] for name in ("tune.json", "report.html", "tries", "search.json"))
+
+
 def test_a_search_of_another_version_is_refused(tmp_path):
     with open_search(tmp_path / "one", search(), seed=None):
         pass

@@ -34,13 +34,13 @@ def test_numeric_keys_get_a_curve_or_maps(over, pictures):
 
 
 def test_a_heat_map_shows_every_cell_once():
-    search, ranking = searched("clip_norm=0.1,0.3", "learning_rate=0.1,1")
+    _, ranking = searched("clip_norm=0.1,0.3", "learning_rate=0.1,1")
     points = best_at(ranking, ["privacy.clip_norm", "local_training.learning_rate"])
     assert points == {(0.1, 0.1): 0.25, (0.1, 1.0): 0.5, (0.3, 0.1): 0.75, (0.3, 1.0): 1.0}
 
 
 def test_other_keys_leave_the_best_of_a_cell():
-    search, ranking = searched("clip_norm=0.1,0.3", "optimizer=sgd,adam")
+    _, ranking = searched("clip_norm=0.1,0.3", "optimizer=sgd,adam")
     assert best_at(ranking, ["privacy.clip_norm"]) == {(0.1,): 0.5, (0.3,): 1.0}
 
 
