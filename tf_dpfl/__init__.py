@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from tf_dpfl.simulation.runtime import tff_runtime as tff_runtime
     from tf_dpfl.simulation.shard import make_shards as make_shards
     from tf_dpfl.simulation.simulate import simulate as simulate
+    from tf_dpfl.simulation.tuning import tune as tune
 
 __version__ = "0.1.0"
 
@@ -38,6 +39,7 @@ _HOMES = {
     "privacy_card": "tf_dpfl.privacy.card",
     "simulate": "tf_dpfl.simulation.simulate",
     "tff_runtime": "tf_dpfl.simulation.runtime",
+    "tune": "tf_dpfl.simulation.tuning",
 }
 
 __all__ = [
@@ -54,6 +56,7 @@ __all__ = [
     "privacy_card",
     "simulate",
     "tff_runtime",
+    "tune",
 ]
 
 

@@ -46,6 +46,15 @@ def test_plain_events_are_one_line_each_when_not_on_a_terminal(capsys):
     ]
 
 
+def test_rounds_of_a_search_say_of_which_try(capsys):
+    place = {"try": 2, "tries": 9, "fold": 1, "folds": 3}
+    assert events.round_text({**ROUND, **place}).startswith("try 2/9, fold 1/3, round 3/10, 29 ")
+    assert events.bar_text({**ROUND, **place}).startswith("try 2/9, fold 1/3, round 3/10, ")
+    with events.shown_events(as_json=False) as show:
+        show({"event": "note", "text": "in words: 1"})
+    assert capsys.readouterr().out == "in words: 1\n"
+
+
 def test_unreleased_round_says_so():
     assert "nothing released" in events.round_text({**ROUND, "released": False})
     assert "nothing released" not in events.round_text(ROUND)

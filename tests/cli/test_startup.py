@@ -36,7 +36,9 @@ def loaded_by(*arguments):
     return status, set(names)
 
 
-@pytest.mark.parametrize("arguments", [["--help"], ["simulate", "--help"], ["--version"], ["nope"]])
+@pytest.mark.parametrize(
+    "arguments", [["--help"], ["simulate", "--help"], ["tune", "--help"], ["--version"], ["nope"]]
+)
 def test_help_and_wrong_arguments_load_nothing_but_the_parser(arguments):
     status, loaded = loaded_by(*arguments)
     assert status == (2 if arguments == ["nope"] else 0)
@@ -47,6 +49,13 @@ def test_help_and_wrong_arguments_load_nothing_but_the_parser(arguments):
 def test_a_faulty_plan_is_refused_before_anything_is_loaded(command, plan_file, tmp_path):
     out = ["--out", str(tmp_path / "run")] if command == "simulate" else []
     status, loaded = loaded_by(command, str(plan_file), *out, "--set", "server.rounds=0")
+    assert status == 2
+    assert not loaded & (SLOW | ACCOUNTING | ARRAYS)
+
+
+def test_a_faulty_search_is_refused_before_anything_is_loaded(plan_file, tmp_path):
+    out = ["--out", str(tmp_path / "search"), "--data", "private", "--folds", "3"]
+    status, loaded = loaded_by("tune", str(plan_file), *out, "--over", "clients_per_round=1,9")
     assert status == 2
     assert not loaded & (SLOW | ACCOUNTING | ARRAYS)
 

@@ -134,6 +134,11 @@ def delta(text: str) -> float:
     return value
 
 
+def positive_real(text: str) -> float:
+    """An argument that must be a finite number > 0."""
+    return _positive(text)
+
+
 def positive_number(text: str) -> int:
     """An argument that must be an integer >= 1."""
     value = whole_number(text)
@@ -164,13 +169,14 @@ def addresses(text: str) -> tuple[str, ...]:
     return found
 
 
-def _positive(text: str, *, unit: str) -> float:
+def _positive(text: str, *, unit: str = "") -> float:
     try:
         value = float(text)
     except ValueError:
         value = float("nan")
     if not 0 < value < float("inf"):
-        raise argparse.ArgumentTypeError(f"{text!r} must be a finite number > 0 ({unit})")
+        of = f" ({unit})" if unit else ""
+        raise argparse.ArgumentTypeError(f"{text!r} must be a finite number > 0{of}")
     return value
 
 

@@ -55,7 +55,7 @@ def json_line(event: Event) -> str:
 
 def round_text(event: Event) -> str:
     """What happened in one round, in words."""
-    parts = [f"round {event.get('round')}/{event.get('rounds')}", f"{event.get('reports')} reports"]
+    parts = [*_place(event), f"{event.get('reports')} reports"]
     if event.get("released") is False:
         parts.append("too few: nothing released")
     for key in _SHOWN_OF_A_ROUND:
@@ -66,11 +66,17 @@ def round_text(event: Event) -> str:
 
 def bar_text(event: Event) -> str:
     """What stands beside the bar: where a run is, how fast, and what it has come to."""
-    parts = [f"round {event.get('round')}/{event.get('rounds')}"]
+    parts = _place(event)
     for key in ("users_per_second", "accuracy", "central_epsilon"):
         if key in event and (event[key] is not None or key == "central_epsilon"):
             parts.append(_named(key, event[key]))
     return ", ".join(parts)
+
+
+def _place(event: Event) -> list[str]:
+    """The round, and in a search its try and fold."""
+    counted = (("try", "tries"), ("fold", "folds"), ("round", "rounds"))
+    return [f"{one} {event.get(one)}/{event.get(all_)}" for one, all_ in counted if one in event]
 
 
 def _named(key: str, value: object) -> str:
@@ -103,6 +109,8 @@ def _print_line(event: Event) -> None:
 def _text(event: Event) -> str:
     if event.get("event") == "round":
         return round_text(event)
+    if event.get("event") == "note":
+        return str(event.get("text"))
     details = ", ".join(_named(key, value) for key, value in event.items() if key != "event")
     return f"{event.get('event')}: {details}" if details else str(event.get("event"))
 

@@ -18,6 +18,7 @@ from tf_dpfl.cli import (
     list_models,
     privacy,
     simulate,
+    tune,
     worker,
     write_data,
     write_store,
@@ -48,6 +49,7 @@ def build_parser() -> argparse.ArgumentParser:
     parser.add_argument("--version", action="version", version=f"dpfl {tf_dpfl.__version__}")
     commands = parser.add_subparsers(title="commands", metavar="COMMAND", required=True)
     simulate.add_parser(commands)
+    tune.add_parser(commands)
     worker.add_parser(commands)
     export = commands.add_parser(
         "export",

@@ -22,12 +22,17 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from fractions import Fraction
 from functools import lru_cache
 from importlib import metadata
 from typing import Any
 
-from tf_dpfl.privacy.accounting_examples import example_epsilon, example_renyi, log_of_mixture
+from tf_dpfl.privacy.accounting_examples import example_epsilon, log_of_mixture
+from tf_dpfl.privacy.accounting_renyi import (
+    RenyiCurve,
+    curves_of_examples,
+    curves_of_users,
+    is_amplified,
+)
 from tf_dpfl.privacy.factorisation import banded_sensitivity
 from tf_dpfl.privacy.mechanism import (
     FIXED,
@@ -72,10 +77,6 @@ _COARSEST_GRID_STEP = 1.0
 # dp_accounting's probabilities are differences of deltas over the step, each
 # rounded by about 1e-16: a finer step would drown them.
 _FINEST_GRID_STEP = 1e-6
-# Integer orders only: fractional ones do not converge for every q and noise.
-_ORDERS = (*range(2, 65), 80, 96, 128, 192, 256, 512, 1024)
-# Sampling without replacement costs time of the order squared up to 256.
-_FIXED_ORDERS = (*range(2, 33), 40, 48, 64, 96, 128, 320, 512, 1024)
 
 
 @dataclass(frozen=True)
@@ -117,12 +118,8 @@ def account(
         raise ValueError(f"delta={delta!r} must be in (0, 1)")
     if accountant not in (PLD, RDP):
         raise ValueError(f'accountant={accountant!r} must be "pld" or "rdp"')
-    require_one_unit(spending)
-    spending = merge_consecutive(spending)
-    correlated = any(isinstance(m, CorrelatedRounds) for m in spending)
-    merged = _merge([_as_one_release(m) for m in spending])
-    examples = tuple(m for m in merged if isinstance(m, ExampleGaussianEpochs))
-    users = tuple(m for m in merged if isinstance(m, GaussianRounds))
+    correlated = any(isinstance(m, CorrelatedRounds) and m.rounds for m in spending)
+    merged, examples, users = _by_unit(spending)
     add_or_remove = not (examples or correlated) and all(m.sampling != FIXED for m in users)
     relation = ADD_OR_REMOVE if add_or_remove else ZERO_OUT
     if not merged:
@@ -137,6 +134,17 @@ def account(
     if correlated:
         method += ", correlated rounds as one release"
     return CentralEpsilon(epsilon, relation, method)
+
+
+def renyi_curves(spending: Sequence[Mechanism]) -> tuple[RenyiCurve, ...]:
+    """Every Renyi bound that holds for all of `spending`, under the relation of `account`.
+
+    None (an empty tuple) without any noise; PlanError when `spending` mixes units.
+    """
+    merged, examples, users = _by_unit(spending)
+    if any(m.noise_multiplier < _SMALLEST_NOISE for m in merged):
+        return ()
+    return curves_of_examples(examples) if examples else curves_of_users(users)
 
 
 def accountant_versions() -> str:
@@ -156,6 +164,17 @@ def _as_one_release(mechanism: Mechanism) -> Mechanism:
     return GaussianRounds(mechanism.noise_multiplier / sensitivity, POISSON, 1.0, 1)
 
 
+def _by_unit(
+    spending: Sequence[Mechanism],
+) -> tuple[tuple[Mechanism, ...], tuple[ExampleGaussianEpochs, ...], tuple[GaussianRounds, ...]]:
+    """All releases, those of the unit "example", those of the unit "user"; one is empty."""
+    require_one_unit(spending)
+    merged = _merge([_as_one_release(m) for m in merge_consecutive(spending)])
+    examples = tuple(m for m in merged if isinstance(m, ExampleGaussianEpochs))
+    users = tuple(m for m in merged if isinstance(m, GaussianRounds))
+    return merged, examples, users
+
+
 def _merge(spending: Sequence[Mechanism]) -> tuple[Mechanism, ...]:
     """Equal mechanisms as one: the order of composition does not matter."""
     rounds: dict[Mechanism, int] = {}
@@ -170,8 +189,8 @@ def _example_candidate(
     merged: tuple[ExampleGaussianEpochs, ...], delta: float, accountant: str
 ) -> tuple[float, str]:
     if accountant == RDP:
-        vectors = [example_renyi(m, _ORDERS) for m in merged]
-        return _rdp_epsilon(_ORDERS, vectors, merged, delta), "RDP"
+        (curve,) = curves_of_examples(merged)
+        return curve.epsilon(delta), curve.method
     return example_epsilon(merged, delta=delta), "Gaussian closed form, mixed over participation"
 
 
@@ -179,7 +198,7 @@ def _candidates(
     merged: tuple[GaussianRounds, ...], delta: float, accountant: str
 ) -> list[tuple[float, str]]:
     """Upper bounds of the same epsilon, with their names."""
-    amplified = [m for m in merged if m.sampling != FIXED and m.sampling_probability < 1]
+    amplified = [m for m in merged if is_amplified(m)]
     plain = [m for m in merged if m not in amplified]
     candidates = []
     if accountant == PLD:
@@ -187,14 +206,8 @@ def _candidates(
         candidates.append((unamplified, "Gaussian closed form, no amplification"))
         if amplified and delta >= _PLD_ROUNDING * sum(m.rounds for m in merged):
             candidates.append((_pld_epsilon(amplified, plain, delta), "PLD"))
-    if accountant == RDP or amplified:
-        vectors = [_renyi(m, amplify=m in amplified) for m in merged]
-        epsilon = _rdp_epsilon(_ORDERS, vectors, merged, delta)
-        candidates.append((epsilon, "RDP"))
-    if all(m.sampling == FIXED for m in merged) and any(m.sampling_probability < 1 for m in merged):
-        vectors = [_renyi_without_replacement(m) for m in merged]
-        epsilon = _rdp_epsilon(_FIXED_ORDERS, vectors, merged, delta)
-        candidates.append((epsilon, "RDP of sampling without replacement, replace-one"))
+    if accountant == RDP or amplified or any(m.sampling_probability < 1 for m in merged):
+        candidates += [(c.epsilon(delta), c.method) for c in curves_of_users(merged)]
     return candidates
 
 
@@ -285,82 +298,4 @@ def _pld_of_round(noise_multiplier: float, sampling_probability: float, step: fl
         noise_multiplier,
         value_discretization_interval=step,
         sampling_prob=sampling_probability,
-    )
-
-
-# --- RDP ---------------------------------------------------------------------
-
-
-def _rdp_epsilon(
-    orders: Sequence[int],
-    vectors: Sequence[Sequence[float]],
-    merged: Sequence[Mechanism],
-    delta: float,
-) -> float:
-    from dp_accounting.rdp import compute_epsilon
-
-    total = [
-        sum(m.rounds * vector[i] for m, vector in zip(merged, vectors)) for i in range(len(orders))
-    ]
-    finite = [(order, value) for order, value in zip(orders, total) if value < math.inf]
-    if not finite:
-        return math.inf
-    usable, values = zip(*finite)
-    return float(compute_epsilon(usable, values, delta)[0])
-
-
-def _renyi(mechanism: GaussianRounds, *, amplify: bool) -> tuple[float, ...]:
-    probability = mechanism.sampling_probability if amplify else 1.0
-    return _renyi_of_round(mechanism.noise_multiplier, probability)
-
-
-@lru_cache(maxsize=64)
-def _renyi_of_round(noise_multiplier: float, sampling_probability: float) -> tuple[float, ...]:
-    """Renyi divergences of one Poisson-sampled Gaussian release at `_ORDERS`."""
-    from dp_accounting import dp_event
-
-    event = dp_event.GaussianDpEvent(noise_multiplier)
-    return _renyi_of_event(
-        dp_event.PoissonSampledDpEvent(sampling_probability, event), replace_one=False
-    )
-
-
-def _renyi_without_replacement(mechanism: GaussianRounds) -> tuple[float, ...]:
-    return _renyi_of_fixed_round(mechanism.noise_multiplier, mechanism.sampling_probability)
-
-
-@lru_cache(maxsize=64)
-def _renyi_of_fixed_round(
-    noise_multiplier: float, sampling_probability: float
-) -> tuple[float, ...]:
-    """Renyi divergences of one fixed-size round under replace-one.
-
-    dp_accounting's noise multiplier there is the noise's standard deviation
-    over the L2 sensitivity under replace-one. Two updates clipped to C differ
-    by up to 2 C, hence half of ours (which is over C).
-    """
-    from dp_accounting import dp_event
-
-    event = dp_event.GaussianDpEvent(noise_multiplier / 2)
-    share = Fraction(sampling_probability)  # exact; the accountant divides the two again
-    return _renyi_of_event(
-        dp_event.SampledWithoutReplacementDpEvent(share.denominator, share.numerator, event),
-        replace_one=True,
-    )
-
-
-def _renyi_of_event(event: Any, *, replace_one: bool) -> tuple[float, ...]:
-    import numpy as np
-    from dp_accounting import NeighboringRelation, rdp
-
-    relation = NeighboringRelation.REPLACE_ONE
-    if not replace_one:
-        relation = NeighboringRelation.ADD_OR_REMOVE_ONE
-    accountant = rdp.RdpAccountant(_FIXED_ORDERS if replace_one else _ORDERS, relation)
-    with np.errstate(all="ignore"):  # overflow to infinity drops an order, safely
-        accountant.compose(event)
-    values = accountant._rdp  # dp_accounting 0.6.0 has no public reader of the vector
-    return tuple(
-        float(value) if value >= 0 else math.inf  # NaN and rounding below 0: order dropped
-        for value in values
     )

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -46,6 +46,27 @@ def load_plan(path: str | Path, *, overrides: Sequence[str] = ()) -> Plan:
         test_path=str(base / plan.data.test_path) if plan.data.test_path else "",
     )
     return replace(plan, data=data)
+
+
+def plan_with(plan: Plan, values: Mapping[str, Any], *, source: str = "plan") -> Plan:
+    """The plan with other values of some of its keys ("section.key"), all checked again.
+
+    Raises PlanError with all faults at once, `source` before each of them.
+    """
+    tree = plan_to_dict(plan)
+    for name, value in values.items():
+        section, _, key = name.partition(".")
+        _put(tree, section, key, value)
+    return plan_from_dict(tree, source=source)
+
+
+def value_of(text: str) -> Any:
+    """A value written as in TOML; anything that TOML does not know is a string."""
+    try:
+        parsed = _toml().loads(f"value = {text}")
+    except (ValueError, RecursionError):  # TOMLDecodeError is a ValueError
+        parsed = {}
+    return parsed["value"] if set(parsed) == {"value"} else text.strip()
 
 
 def plan_to_toml(plan: Plan) -> str:
@@ -93,17 +114,15 @@ def _apply_override(tree: dict[str, Any], override: str) -> None:
     section, dot, key = target.strip().partition(".")
     if not (equals and dot and section and key):
         raise PlanError([f"--set {override!r} must read section.key=value"])
-    toml = _toml()
-    try:
-        parsed = toml.loads(f"value = {raw}")
-    except (ValueError, RecursionError):  # TOMLDecodeError is a ValueError
-        parsed = {}
-    value = parsed["value"] if set(parsed) == {"value"} else raw.strip()
     if section in tree and not isinstance(tree[section], dict):
         raise PlanError([f"--set {override!r}: {section} is not a section"])
+    _put(tree, section, key, value_of(raw))
+
+
+def _put(tree: dict[str, Any], section: str, key: str, value: Any) -> None:
     values = tree.setdefault(section, {})
     values[key] = value
-    # The two say one thing: naming one on the command line replaces the other.
+    # The two say one thing: naming one of them replaces the other.
     other = {"noise_multiplier": "target_epsilon", "target_epsilon": "noise_multiplier"}
     if section == "privacy" and key in other:
         values.pop(other[key], None)

@@ -5,7 +5,9 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 
+import numpy as np
 import tensorflow as tf
+from numpy.typing import NDArray
 
 from tf_dpfl.client_work.interface import interface_of
 from tf_dpfl.client_work.losses import example_losses
@@ -50,12 +52,12 @@ class Evaluator:
             prediction = model(inputs[0] if len(inputs) == 1 else inputs, training=False)
             total = tf.reduce_sum(losses(y, prediction))
             if not self._is_class:
-                return tf.constant(0, tf.int64), total
+                return tf.zeros([0], tf.bool), total
             if local_training.loss == BINARY_LOSS:
                 hits = (prediction > _threshold(prediction)) == (y > 0.5)
             else:
                 hits = tf.argmax(prediction, axis=-1, output_type=tf.int32) == y
-            return tf.math.count_nonzero(hits), total
+            return tf.reshape(hits, [-1]), total
 
         specs = {
             name: tf.TensorSpec([None, *values.shape[1:]], values.dtype)
@@ -65,16 +67,27 @@ class Evaluator:
 
     def evaluate(self) -> Evaluation:
         """The model's figures with its weights as they are now."""
-        hits, loss = 0, 0.0
+        right, loss = self._figures()
+        accuracy = int(right.sum()) / self._count if self._is_class else None
+        return Evaluation(accuracy, loss / self._count, self._count)
+
+    def right(self) -> NDArray[np.bool_]:
+        """What the model classifies right: [m], m times so many for targets of several classes.
+
+        In the order of the examples; empty where the target is no class.
+        """
+        return self._figures()[0]
+
+    def _figures(self) -> tuple[NDArray[np.bool_], float]:
+        right, loss = [np.zeros(0, bool)], 0.0
         for start in range(0, self._count, _BATCH_SIZE):
             piece = slice(start, start + _BATCH_SIZE)
-            batch_hits, batch_loss = self._batch(
+            batch_right, batch_loss = self._batch(
                 {name: tf.constant(values[piece]) for name, values in self._examples.items()}
             )
-            hits += int(batch_hits)
+            right.append(batch_right.numpy())
             loss += float(batch_loss)
-        accuracy = hits / self._count if self._is_class else None
-        return Evaluation(accuracy, loss / self._count, self._count)
+        return np.concatenate(right), loss
 
 
 def _threshold(prediction: tf.Tensor) -> float:

@@ -8,7 +8,9 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from matplotlib.axis import Axis
 from matplotlib.figure import Figure
+from matplotlib.ticker import LogLocator, NullFormatter, StrMethodFormatter
 
 from tf_dpfl.privacy.card import PrivacyCard
 from tf_dpfl.protocol.files import write_atomically
@@ -36,24 +38,41 @@ def line_chart(
     *,
     x_label: str,
     y_label: str,
-    logarithmic: bool = False,
+    log_x: bool = False,
+    log_y: bool = False,
+    size: tuple[float, float] = (7, 3.6),
 ) -> str:
-    """An SVG element of named curves, each a sequence of (x, y) points.
+    """An SVG element of named curves, each a sequence of (x, y) points; `size` in inches.
 
-    `logarithmic` is for curves of positive values over several orders of magnitude.
+    Logarithmic axes are for positive values over several orders of magnitude.
     """
-    figure = Figure(figsize=(7, 3.6), layout="constrained")
+    figure = Figure(figsize=size, layout="constrained")
     axes = figure.subplots()
     for name, points in curves.items():
         if points:
             x, y = zip(*points)
             axes.plot(x, y, marker="o" if len(points) < 30 else "", markersize=3, label=name)
+    if log_x:
+        axes.set_xscale("log")
+        use_plain_numbers(axes.xaxis)
     axes.set_xlabel(x_label)
     axes.set_ylabel(y_label)
-    axes.set_yscale("log" if logarithmic else "linear")
+    axes.set_yscale("log" if log_y else "linear")
     axes.grid(alpha=0.3)
     if len(curves) > 1:
         axes.legend()
+    return svg_of(figure)
+
+
+def use_plain_numbers(axis: Axis) -> None:
+    """Ticks of a logarithmic axis at 1, 2 and 5, written out; powers overlap on short axes."""
+    axis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+    axis.set_major_formatter(StrMethodFormatter("{x:g}"))
+    axis.set_minor_formatter(NullFormatter())
+
+
+def svg_of(figure: Figure) -> str:
+    """A figure as an SVG element."""
     text = io.StringIO()
     figure.savefig(
         text, format="svg", metadata=dict.fromkeys(("Creator", "Date", "Format", "Type"))
@@ -88,7 +107,7 @@ def write_report(path: Path, metrics: Sequence[Mapping[str, Any]], card: Privacy
     clip_norms = {"clip norm": metric_points(metrics, "clip_norm")}
     adapted = [
         "<h2>Clip norm</h2>",
-        line_chart(clip_norms, x_label="round", y_label="clip norm", logarithmic=True),
+        line_chart(clip_norms, x_label="round", y_label="clip norm", log_y=True),
     ]
     body = "".join(
         [

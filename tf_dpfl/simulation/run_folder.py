@@ -7,7 +7,7 @@ import fcntl
 import json
 import os
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -135,18 +135,7 @@ def open_run(path: Path, plan: Plan, *, seed: int | None) -> Iterator[RunFolder]
       StateError: the folder cannot be made, holds something else, a run of
         another plan, version or seed, or another process works on it.
     """
-    try:
-        if path.exists() and not (path / "run.json").exists() and _holds_other_files(path):
-            raise StateError(f"{path}: holds other files and no run; choose a new folder")
-        path.mkdir(parents=True, exist_ok=True)
-        lock = open(path / _LOCK, "w")  # noqa: SIM115
-    except OSError as error:
-        raise StateError(f"{path}: cannot be used as a run's folder: {error.strerror}") from None
-    with lock:
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError:
-            raise StateError(f"{path}: another process is working on this run") from None
+    with held_alone(path, what="run", holds_others=_holds_other_files):
         begins = not (path / "run.json").exists()
         if begins:
             _create(path, plan, seed)
@@ -158,9 +147,32 @@ def open_run(path: Path, plan: Plan, *, seed: int | None) -> Iterator[RunFolder]
                 _remove_what_create_made(path)
 
 
+@contextlib.contextmanager
+def held_alone(path: Path, *, what: str, holds_others: Callable[[Path], bool]) -> Iterator[None]:
+    """The folder `path`, made where it is missing, for this process alone inside the block.
+
+    `what` it is the folder of; `holds_others` says of one that is there whether it is of
+    something else. Raises StateError for these, a folder that cannot be made, or one
+    that another process holds.
+    """
+    try:
+        if path.exists() and holds_others(path):
+            raise StateError(f"{path}: holds other files and no {what}; choose a new folder")
+        path.mkdir(parents=True, exist_ok=True)
+        lock = open(path / _LOCK, "w")  # noqa: SIM115
+    except OSError as error:
+        raise StateError(f"{path}: cannot be used as a {what}'s folder: {error.strerror}") from None
+    with lock:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError:
+            raise StateError(f"{path}: another process is working on this {what}") from None
+        yield
+
+
 def _holds_other_files(path: Path) -> bool:
-    """Whether there is more in `path` than a process killed in `_create` leaves."""
-    return any(
+    """Whether there is no run, and more than a process killed in `_create` leaves."""
+    return not (path / "run.json").exists() and any(
         file.name not in (_LOCK, "plan.toml") and not _LEFT_OVER.fullmatch(file.name)
         for file in path.iterdir()
     )

@@ -1,0 +1,195 @@
+"""The command `dpfl tune`."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from tf_dpfl.cli import arguments
+from tf_dpfl.cli.events import OnEvent, shown_events
+
+if TYPE_CHECKING:
+    from tf_dpfl.cli.arguments import Commands
+    from tf_dpfl.simulation.tuning import TuningResult
+
+_NO_TERMINAL_WIDTH = 120
+
+
+def add_parser(commands: Commands) -> None:
+    """Adds `tune` to `commands`."""
+    parser = commands.add_parser(
+        "tune",
+        help="search for the best settings of a plan, and say what that costs",
+        description="Try settings of a plan in simulation, rank them by validation accuracy and "
+        "state the privacy cost of the search. DIR receives the table (tune.json), the plan with "
+        "the best setting (best.toml) and a report. A search that was stopped goes on where it "
+        "stopped when it is started again.",
+    )
+    parser.add_argument("plan", type=Path, metavar="PLAN", help="the plan (TOML)")
+    parser.add_argument(
+        "--over",
+        action="extend",
+        nargs="+",
+        required=True,
+        metavar="KEY=VALUES",
+        help="what to vary, several keys or several times: KEY is SECTION.KEY, or a KEY alone, "
+        "looked up in local_training, privacy, server, clients in this order; VALUES is a list "
+        "a,b,c or a range a..b, whose points are of equal ratio where both ends are > 0",
+    )
+    parser.add_argument(
+        "--out",
+        type=Path,
+        required=True,
+        metavar="DIR",
+        help="the search's folder, new or to resume",
+    )
+    parser.add_argument(
+        "--data",
+        required=True,
+        choices=("public", "synthetic", "private"),
+        help="whose data the search runs on: with public or synthetic ones it costs nothing, with "
+        "private ones its cost is stated",
+    )
+    parser.add_argument(
+        "--method",
+        choices=("grid", "random"),
+        default="grid",
+        help="try every combination (default), or draw settings, and how many, at random: on "
+        "private data that is far cheaper, if the best try alone is published",
+    )
+    parser.add_argument(
+        "--points",
+        type=arguments.positive_number,
+        metavar="N",
+        help="points of a range in a grid; default: 5",
+    )
+    parser.add_argument(
+        "--mean-tries",
+        type=arguments.positive_real,
+        metavar="M",
+        help="of a random search, whose number of tries is geometric; default: 10",
+    )
+    parser.add_argument(
+        "--folds",
+        type=arguments.whole_number,
+        default=0,
+        metavar="K",
+        help="cross-validate over users: those of each of K folds are held out of training and "
+        "judge it; default: judge on the plan's test split, which is taken as public",
+    )
+    parser.add_argument(
+        "--score-noise",
+        type=arguments.positive_real,
+        metavar="S",
+        help="with --folds on private data: standard deviation, in users, of the noise on a "
+        "fold's sum of users' accuracies; default: 5",
+    )
+    arguments.add_overrides(parser)
+    parser.add_argument(
+        "--seed",
+        type=arguments.whole_number,
+        help="make the search repeatable, for studies only: whoever knows the seed can take the "
+        "noise off; default: the operating system's randomness",
+    )
+    parser.add_argument(
+        "--workers",
+        type=arguments.addresses,
+        default=(),
+        metavar="HOST:PORT,...",
+        help="compute on these machines (dpfl worker) instead of all cores of this one",
+    )
+    arguments.add_json(parser)
+    parser.set_defaults(run=run)
+
+
+def run(args: argparse.Namespace) -> None:
+    """Searches the settings of `args.plan` into `args.out`."""
+    plan = arguments.plan_of(args.plan, overrides=args.set)
+    arguments.require_absent_or_folder(args.out)
+    from tf_dpfl.simulation.tuning_plans import search_of
+
+    search = search_of(
+        plan,
+        args.over,
+        data_is=args.data,
+        method=args.method,
+        points=args.points,
+        mean_tries=args.mean_tries,
+        folds=args.folds,
+        score_noise=args.score_noise,
+    )
+    arguments.quiet_tensorflow()
+    with shown_events(as_json=args.json) as on_event:
+        from tf_dpfl.simulation.tuning import run_search
+
+        shown = on_event if args.json else _in_words(on_event)
+        try:
+            result = run_search(
+                search, args.out, seed=args.seed, workers=args.workers, on_event=shown
+            )
+        except KeyboardInterrupt:
+            if not args.out.is_dir():
+                raise
+            raise KeyboardInterrupt(
+                f"{args.out} goes on where it stopped when the same command is run again"
+            ) from None
+    if not args.json:
+        _print_result(result)
+
+
+def _in_words(on_event: OnEvent) -> OnEvent:
+    """Shows the events of a search as lines; rounds only where there is a progress bar."""
+
+    def shown(event: Mapping[str, object]) -> None:
+        if event["event"] == "search":
+            for line in _search_lines(event):
+                on_event({"event": "note", "text": line})
+        elif event["event"] == "try":
+            on_event({"event": "note", "text": _try_line(event)})
+        elif event["event"] not in ("round", "finished") or (
+            event["event"] == "round" and sys.stdout.isatty()
+        ):
+            on_event(event)
+
+    return shown
+
+
+def _search_lines(event: Mapping[str, Any]) -> list[str]:
+    judged = f"{event['folds']} folds of users" if event["folds"] else "the test split"
+    lines = [f"{event['method']} search, {event['tries']} tries, judged on {judged}"]
+    for described in event["keys"]:
+        also_in = event["also_in"].get(described.split()[0], ())
+        other = f" (the plan has it in [{'], ['.join(also_in)}] too)" if also_in else ""
+        lines.append(f"  {described}{other}")
+    return [*lines, *event["privacy_in_words"]]
+
+
+def _try_line(event: Mapping[str, Any]) -> str:
+    from tf_dpfl.simulation.tuning_plans import described
+
+    return (
+        f"try {event['try']}/{event['tries']}: accuracy {event['accuracy']:.4f}, "
+        f"{described(event['setting'])}, seconds {event['seconds']:g}"
+    )
+
+
+def _print_result(result: TuningResult) -> None:
+    """The table, best first, and where things are."""
+    from rich.console import Console
+    from rich.table import Table
+
+    table = Table("rank", "accuracy", *result.ranking[0].setting, "try")
+    for rank, one in enumerate(result.ranking, 1):
+        values = (f"{v:g}" if isinstance(v, float) else str(v) for v in one.setting.values())
+        table.add_row(str(rank), f"{one.accuracy:.4f}", *values, str(one.number))
+    width = None if sys.stdout.isatty() else _NO_TERMINAL_WIDTH
+    Console(width=width, highlight=False, markup=False).print(table)
+    print(f"best plan: {result.folder / 'best.toml'}")
+    if result.best_run:
+        print(f"its run:   {result.best_run}")
+    print(f"report:    {result.folder / 'report.html'}")
+    for line in result.cost_in_words:
+        print(line)
