@@ -20,6 +20,7 @@ from sqlalchemy.dialects.sqlite import insert as insert_or_ignore
 from server import schema
 from server.blobs import BlobStore, Float64
 from server.rounds import OPEN
+from server.separation import reported_too_recently
 from server.store import Partial, Store, partials_of
 from tf_dpfl.protocol.tensors import Float32
 
@@ -46,12 +47,15 @@ def fold(
     round_number: int,
     uploads: Sequence[Upload],
     most_reports: int | None = None,
+    separation: int | None = None,
 ) -> list[str]:
     """Adds the uploads to an open round's sum; returns one outcome for each.
 
     Args:
       uploads: any mix of new, repeated and conflicting ones.
       most_reports: the round takes no more than this many reports.
+      separation: least number of rounds from a device's report to its next; one
+        that comes too early finds the round CLOSED, whoever invited it.
 
     Returns:
       COUNTED (in the durable sum now), REPEATED (the same bytes already were),
@@ -61,7 +65,10 @@ def fold(
     for upload in uploads:
         first.setdefault(upload.device_id, upload)
     with store.transaction() as connection:
-        new = _insert_new(connection, round_number, list(first.values()), most_reports)
+        candidates = list(first.values())
+        if separation is not None:
+            candidates = _rested(connection, round_number, candidates, separation)
+        new = _insert_new(connection, round_number, candidates, most_reports)
         if new:
             _add(connection, blobs, round_number, [first[device] for device in sorted(new)])
         kept = _digests(connection, round_number, list(first))
@@ -116,6 +123,24 @@ def _insert_new(
             .returning(report.device_id)
         ).scalars()
     )
+
+
+def _rested(
+    connection: Connection, number: int, uploads: list[Upload], separation: int
+) -> list[Upload]:
+    """The uploads of devices that may report again in this round."""
+    version = connection.execute(
+        select(schema.rounds.c.model_version).where(schema.rounds.c.number == number)
+    ).scalar()
+    if version is None:
+        return []
+    resting = reported_too_recently(
+        connection,
+        model_version=version,
+        separation=separation,
+        among=[upload.device_id for upload in uploads],
+    )
+    return [upload for upload in uploads if upload.device_id not in resting]
 
 
 def _add(connection: Connection, blobs: BlobStore, number: int, uploads: list[Upload]) -> None:

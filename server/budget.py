@@ -30,6 +30,10 @@ _ENFORCED = {
         "this server: exactly clients_per_round devices are drawn from the whole enrolled "
         "population by the operating system's generator, and updates of others are refused"
     ),
+    "min_separation": (
+        "this server: devices are drawn from those that reported in none of the rounds of the "
+        "separation, and a report that comes too early is refused"
+    ),
 }
 
 
@@ -76,7 +80,7 @@ class Budget:
         if self._by_example:
             attempts = round_number - sum(charge["rounds"] for charge in charges)
             return mechanism_of_plan(self._plan, rounds=attempts)
-        cost = mechanism_of_plan(self._plan, rounds=1)
+        cost = mechanism_of_plan(self._plan, rounds=1, first_round=len(charges) + 1)
         if lets_one_displace_another:
             cost = replace(cost, noise_multiplier=cost.noise_multiplier / 2)
             if self._plan.local_training.keeps_state:
@@ -103,15 +107,19 @@ class Budget:
 
     def card(self, charges: Sequence[Mapping[str, Any]]) -> PrivacyCard:
         """The card over prior spending and the charged rounds."""
-        usual = mechanism_of_plan(self._plan, rounds=1)
         spent = [mechanism_from_json(charge) for charge in charges]
         unusual: tuple[Mechanism, ...]
         if self._by_example:
             failed = sum(mechanism.rounds for mechanism in spent) - len(spent)
-            unusual = (usual.with_rounds(failed),) if failed else ()
+            usual = mechanism_of_plan(self._plan, rounds=failed)
+            unusual = (usual,) if failed else ()
             done = len(spent)
         else:
-            unusual = tuple(mechanism for mechanism in spent if mechanism != usual)
+            unusual = tuple(
+                mechanism
+                for number, mechanism in enumerate(spent, start=1)
+                if mechanism != mechanism_of_plan(self._plan, rounds=1, first_round=number)
+            )
             done = len(spent) - len(unusual)
         return privacy_card(
             self._plan,

@@ -123,7 +123,7 @@ def _parser() -> argparse.ArgumentParser:
         type=_integer(at_least=1),
         metavar="N",
         help="open rounds once N devices are enrolled (default: so many that the smallest "
-        "cohort is invited on average; with fixed sampling the whole population)",
+        "cohort is invited on average; the whole population unless sampling is poisson)",
     )
     run.add_argument(
         "--reports-per-round",

@@ -21,9 +21,10 @@ from typing import Any
 import numpy as np
 
 from server import aggregation, checkpoints, optimizer
-from server.blobs import BlobStore
+from server.blobs import BlobStore, Float64
 from server.budget import Budget
 from server.evaluation import Evaluator
+from server.noise import draw_noise, memory_rows
 from server.rounds import (
     ABORTED,
     CHARGED,
@@ -36,7 +37,6 @@ from server.store import Computed, Store
 from server.task_folder import ServedTask
 from tf_dpfl.protocol.checks import finite_or_none
 from tf_dpfl.protocol.errors import BudgetError
-from tf_dpfl.protocol.noise import gaussian_noise, noise_stddev_of_sum
 from tf_dpfl.protocol.tensors import vector_from_bytes, vector_to_bytes
 
 # Points at which a crash is injected by tests, in order.
@@ -143,14 +143,16 @@ class Closing:
         plan, layout = self.task.manifest.plan, self.task.manifest.layout
         partials = self.store.partials(round_.number)
         sum_ = aggregation.total(self.blobs, partials, size=layout.size)
+        remembered = None
         if plan.privacy.noise == "server":
-            sum_ += gaussian_noise(
-                layout.size,
-                stddev=noise_stddev_of_sum(
-                    clip_norm=plan.privacy.clip_norm,
-                    noise_multiplier=plan.privacy.calibrated_noise_multiplier,
-                ),
+            drawn = draw_noise(
+                plan,
+                size=layout.size,
+                round_index=round_.model_version + 1,
+                memory=self._noise_memory(),
             )
+            sum_ += drawn.noise
+            remembered = drawn.memory
         average = sum_ / plan.clients.clients_per_round
         before, state = self._model_and_state()
         state, weights = optimizer.apply(
@@ -162,10 +164,20 @@ class Closing:
         computed = Computed(
             weights_blob=self.blobs.put(vector_to_bytes(weights)),
             optimizer_blob=self.blobs.put_vector(state.slots.ravel()),
+            noise_blob=None if remembered is None else self.blobs.put_vector(remembered.ravel()),
             result=self._result(round_, sum(p.reports for p in partials), weights),
         )
         self.on_step("blobs written")
         return computed
+
+    def _noise_memory(self) -> Float64 | None:
+        """What the noise of the newest released round left to remember, [k, d]."""
+        last = self.store.last_released()
+        if last is None or last.noise_blob is None:
+            return None
+        size = self.task.manifest.layout.size
+        rows = memory_rows(self.task.manifest.plan, round_index=int(last.result["round"]))
+        return self.blobs.get_vector(last.noise_blob, size=rows * size).reshape(rows, size)
 
     def _result(self, round_: Round, reports: int, weights: Any) -> dict[str, Any]:
         """The round's line of metrics.jsonl."""

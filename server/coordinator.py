@@ -27,6 +27,7 @@ from server.rounds import (
     is_invited,
     judge,
 )
+from server.separation import draw_cohort, enforced_separation
 from tf_dpfl.protocol import signing, wire
 from tf_dpfl.protocol.errors import BudgetError, TaskError, WireError
 from tf_dpfl.protocol.files import sha256_hex
@@ -279,19 +280,13 @@ class Coordinator:
         return None
 
     def _open_round(self) -> Round:
-        clients = self.manifest.plan.clients
-        drawn = None
-        if clients.sampling == "fixed":
-            drawn = admission.draw_fixed(
-                enrolments.device_keys(self._store), clients_per_round=clients.clients_per_round
-            )
         now = self._clock()
         round_ = Round(
             number=self._store.last_round_number() + 1,
             model_version=self.released_rounds,
             state=OPEN,
             secret=os.urandom(32),
-            drawn=drawn,
+            drawn=draw_cohort(self.manifest.plan, self._store, model_version=self.released_rounds),
             opened_at_s=now,
             deadline_s=now + self._policy.round_deadline_s,
             reports_per_round=self._policy.reports_per_round,
@@ -379,6 +374,7 @@ class Coordinator:
                 round_number=number,
                 uploads=uploads,
                 most_reports=opened_by.reports_per_round,
+                separation=enforced_separation(self.manifest.plan),
             )
         )
         return outcomes

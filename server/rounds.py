@@ -36,7 +36,7 @@ class Policy:
 class Round:
     """One attempt at a round, over the model after `model_version` released rounds.
 
-    `drawn` holds the devices of a fixed-size sample, and is None under Poisson
+    `drawn` holds the devices of a draw of fixed size, and is None under Poisson
     sampling, where `secret` decides. `reports_per_round` is the operator's choice
     when the round was opened: it decides what the round costs, so that a restart
     with another choice must not change it.
@@ -57,10 +57,11 @@ def default_start_when(plan: Plan) -> int:
 
     Poisson: so many that the smallest cohort is invited on average. Fixed: the
     whole population, for a draw from fewer devices has a larger sampling
-    probability than the plan's, which is the one that is accounted.
+    probability than the plan's, which is the one that is accounted. Minimum
+    separation: the whole population, so that enough of it may take part again.
     """
     clients = plan.clients
-    if clients.sampling == "fixed":
+    if clients.sampling != "poisson":
         return clients.population
     needed = math.ceil(plan.privacy.smallest_cohort / clients.sampling_probability)
     return min(needed, clients.population)
@@ -79,7 +80,18 @@ def check_policy(policy: Policy, plan: Plan) -> Policy:
             f"--start-when {policy.start_when} must be {clients.population}: fixed sampling is "
             "accounted as a draw from the whole population, so all of it must be enrolled"
         )
+    if clients.sampling == "min_separation" and policy.start_when != clients.population:
+        raise StateError(
+            f"--start-when {policy.start_when} must be {clients.population}: of fewer devices not "
+            "enough would be left while the others wait for their next round"
+        )
     reports = policy.reports_per_round
+    if reports is not None and plan.privacy.is_correlated:
+        raise StateError(
+            f"--reports-per-round {reports} must be left out with privacy.mechanism="
+            f'"{plan.privacy.mechanism}": its accounting does not cover a report that displaces '
+            "another"
+        )
     most = clients.clients_per_round if clients.sampling == "fixed" else clients.population
     if reports is not None and not smallest <= reports <= most:
         raise StateError(

@@ -24,7 +24,9 @@ from sqlalchemy.exc import DatabaseError
 
 from tf_dpfl.protocol.errors import StateError
 
-SCHEMA_VERSION = 1
+SCHEMA_VERSION = 2
+# What each older version lacks, as statements that bring it to the next.
+_FROM_OLDER = {1: ("ALTER TABLE rounds ADD COLUMN noise_blob VARCHAR",)}
 # SQLite's application_id: another program's database is refused ("DPFL").
 APPLICATION_ID = 0x4450464C
 # Seconds a writer waits for another process (dpfl-server tokens) to commit.
@@ -67,6 +69,7 @@ rounds = Table(
     Column("reason", String),
     Column("weights_blob", String),
     Column("optimizer_blob", String),
+    Column("noise_blob", String),  # what correlated noise remembers
     Column("result_json", String),  # the round's line of metrics.jsonl
 )
 drawn = Table(
@@ -152,12 +155,16 @@ def _check_or_create(engine: Engine, path: Path) -> None:
             connection.exec_driver_sql(f"PRAGMA user_version={SCHEMA_VERSION}")
         elif application != APPLICATION_ID:
             raise StateError(f"{path}: another program's database; give another --state")
-        elif version != SCHEMA_VERSION:
+        elif version != SCHEMA_VERSION and version not in _FROM_OLDER:
             raise StateError(
                 f"{path}: schema version {version}, this release reads {SCHEMA_VERSION}; use the "
                 "release that wrote it"
             )
         else:
+            for older in range(version, SCHEMA_VERSION):
+                for statement in _FROM_OLDER[older]:
+                    connection.exec_driver_sql(statement)
+            connection.exec_driver_sql(f"PRAGMA user_version={SCHEMA_VERSION}")
             _check_columns(connection, path)
 
 

@@ -22,11 +22,15 @@ _TASK_FACT, _ENDED_FACT = "task", "ended"
 
 @dataclass(frozen=True)
 class Computed:
-    """What a charged round computed: blobs not yet published, and its metrics."""
+    """What a charged round computed: blobs not yet published, and its metrics.
+
+    `noise_blob` holds what correlated noise remembers, and is never published.
+    """
 
     weights_blob: str
     optimizer_blob: str
     result: Mapping[str, Any]
+    noise_blob: str | None = None
 
 
 @dataclass(frozen=True)
@@ -201,6 +205,7 @@ class Store:
                 COMPUTED,
                 weights_blob=computed.weights_blob,
                 optimizer_blob=computed.optimizer_blob,
+                noise_blob=computed.noise_blob,
                 result_json=json.dumps(computed.result, allow_nan=False),
             )
 
@@ -224,7 +229,7 @@ class Store:
             row = connection.execute(
                 select(schema.rounds).where(schema.rounds.c.number == number)
             ).one()
-        return Computed(row.weights_blob, row.optimizer_blob, _parsed(row.result_json))
+        return _computed(row)
 
     def last_released(self) -> Computed | None:
         """What the newest released round computed."""
@@ -254,13 +259,13 @@ class Store:
         with self.transaction() as connection:
             names.update(connection.execute(select(schema.partials.c.blob)).scalars())
             column = schema.rounds.c
-            for row in connection.execute(
-                select(column.weights_blob, column.optimizer_blob).where(column.state == COMPUTED)
-            ):
-                names.update((row.weights_blob, row.optimizer_blob))
+            rows = connection.execute(select(schema.rounds).where(column.state == COMPUTED))
+            needed = [_computed(row) for row in rows]
         last = self._last(RELEASED)
-        if last is not None:
-            names.update((last.weights_blob, last.optimizer_blob))
+        for round_ in (*needed, *([] if last is None else [last])):
+            names.update((round_.weights_blob, round_.optimizer_blob))
+            if round_.noise_blob is not None:
+                names.add(round_.noise_blob)
         return names
 
     def counts(self) -> dict[str, int]:
@@ -289,9 +294,11 @@ class Store:
                 .order_by(column.number.desc())
                 .limit(1)
             ).first()
-        if row is None:
-            return None
-        return Computed(row.weights_blob, row.optimizer_blob, _parsed(row.result_json))
+        return None if row is None else _computed(row)
+
+
+def _computed(row: Any) -> Computed:
+    return Computed(row.weights_blob, row.optimizer_blob, _parsed(row.result_json), row.noise_blob)
 
 
 def partials_of(connection: Connection, number: int) -> list[Partial]:

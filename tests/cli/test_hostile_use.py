@@ -86,7 +86,15 @@ def test_models_import_from_the_plans_and_the_current_folder(plan_file, tmp_path
     done = dpfl_in_shell(f"$DPFL simulate {plan} --out {tmp_path}/run --json", cwd=here)
     assert done.returncode == 0, done.stderr
     events = [json.loads(line)["event"] for line in done.stdout.splitlines()]
-    assert events == ["imported", "traced", "started", "round", "checkpoint", "finished"]
+    assert events == [
+        "imported",
+        "preflight",
+        "traced",
+        "started",
+        "round",
+        "checkpoint",
+        "finished",
+    ]
 
 
 @pytest.mark.parametrize(

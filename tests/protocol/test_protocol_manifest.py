@@ -301,3 +301,14 @@ def test_a_files_size_and_digest_are_both_checked():
         digest.check("f", b"abcd")
     with pytest.raises(TaskError, match="SHA-256"):
         digest.check("f", b"abd")
+
+
+def test_a_manifest_says_once_more_that_noise_is_correlated():
+    """For readers that do not know plans; where it is not, older tasks stay as they are."""
+    assert "mechanism" not in json.loads(RAW)["privacy"]
+    privacy = {"noise": "server", "mechanism": "banded"}
+    tree = plan_tree(clients={"sampling": "min_separation"}, privacy=privacy)
+    correlated = replace(MANIFEST, plan=plan_from_dict(tree))
+    raw = m.manifest_to_bytes(correlated)
+    assert json.loads(raw)["privacy"]["mechanism"] == "banded"
+    assert verify(raw) == correlated

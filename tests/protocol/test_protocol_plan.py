@@ -234,6 +234,11 @@ def test_noise_free_plans_are_legal_and_say_so_in_their_number():
     assert plan_from_dict(plan_tree(privacy={"noise_multiplier": 0})).privacy.noise_multiplier == 0
 
 
+SEPARATED = {"clients": {"sampling": "min_separation"}}  # 20 rounds of separation
+BANDED = {"mechanism": "banded", "noise": "server"}
+SOLVED = {"noise_multiplier": None, "target_epsilon": 2.0}
+
+
 @pytest.mark.parametrize(
     ("sections", "part"),
     [
@@ -244,6 +249,21 @@ def test_noise_free_plans_are_legal_and_say_so_in_their_number():
         ({"privacy": {"noise_multiplier": None}}, "exactly one of the two"),
         ({"privacy": {"secure_aggregation": True}}, "not available in this release"),
         ({"privacy": {"unit": "example", "noise": "server"}}, "belongs to the steps"),
+        ({**SEPARATED, "privacy": {"mechanism": "banded"}}, "drawn by one party that remembers"),
+        ({**SEPARATED, "privacy": {"mechanism": "tree"}}, "drawn by one party that remembers"),
+        ({"privacy": {"mechanism": "auto", **SOLVED}}, "drawn by one party that remembers"),
+        ({"privacy": {"mechanism": "auto", "unit": "example", **SOLVED}}, "share none"),
+        ({"privacy": {"mechanism": "auto", "noise": "server"}}, "needs privacy.target_epsilon"),
+        ({"privacy": {"mechanism": "banded", "noise": "server"}}, "far enough apart"),
+        ({"privacy": {"mechanism": "tree", "noise": "server"}}, "far enough apart"),
+        ({"clients": {"sampling": "min_separation"}}, "bands = 1"),
+        ({**SEPARATED, "privacy": {**BANDED, "bands": 21}}, "must be at most 20"),
+        ({**SEPARATED, "privacy": {**BANDED, "mechanism": "tree", "bands": 2}}, 'for mechanism="b'),
+        ({"privacy": {"bands": 2}}, 'is for mechanism="banded"'),
+        (
+            {**SEPARATED, "privacy": {**BANDED, "mechanism": "tree"}, "server": {"rounds": 16_385}},
+            "walks through every round",
+        ),
         ({"privacy": {"unit": "example", "delta": 5e-4}}, "below 1/(clients.population * clients"),
         ({"data": {"source": "csv", "partition": "natural", "path": "a"}}, "feature_shape"),
         ({"data": {"source": "folder", "partition": "natural"}}, "data.path is missing"),
@@ -254,6 +274,30 @@ def test_noise_free_plans_are_legal_and_say_so_in_their_number():
 )
 def test_contradictions_are_refused(sections, part):
     assert part in only_fault(plan_tree(**sections))
+
+
+def test_plans_of_before_there_were_mechanisms_mean_independent_noise():
+    plan = plan_from_dict(plan_tree())
+    assert plan.privacy.mechanism == "gaussian" and not plan.privacy.is_correlated
+    assert plan.privacy.bands is None and plan.privacy.chosen_because == ""
+    old = plan_to_dict(plan)
+    for key in ("mechanism", "chosen_because"):
+        del old["privacy"][key]
+    assert plan_from_dict(old) == plan
+
+
+@pytest.mark.parametrize(
+    ("population", "bands", "rounds", "expected"),
+    [(1000, None, 100, 20), (1049, None, 100, 20), (1000, None, 7, 7), (1000, 3, 100, 3)],
+)
+def test_bands_are_the_rounds_of_separation_unless_the_plan_says(
+    population, bands, rounds, expected
+):
+    clients = {"population": population, "sampling": "min_separation"}
+    privacy = {**BANDED, "bands": bands, "delta": 1e-6}
+    plan = plan_from_dict(plan_tree(clients=clients, privacy=privacy, server={"rounds": rounds}))
+    assert plan.clients.separation == 20 and plan.bands == expected
+    assert plan_from_dict(plan_to_dict(plan)) == plan
 
 
 def test_contradictions_are_found_beside_other_faults():

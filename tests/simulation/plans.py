@@ -39,6 +39,18 @@ def with_server(plan: Plan, **server) -> Plan:
     return replace(plan, server=replace(plan.server, **server))
 
 
+def correlated_plan(mechanism, *, rounds=12, bands=None, noise_multiplier=2.0, **privacy):
+    """5 rounds of separation: 8 of 40 users a round."""
+    plan = digits_plan(noise="server", noise_multiplier=noise_multiplier, **privacy)
+    if mechanism == "gaussian":
+        return with_server(plan, rounds=rounds)
+    return replace(
+        with_server(plan, rounds=rounds),
+        clients=replace(plan.clients, sampling="min_separation"),
+        privacy=replace(plan.privacy, mechanism=mechanism, bands=bands),
+    )
+
+
 def small_mlp(shape=(8, 8, 1), classes=10) -> tf.keras.Model:
     """A fresh model of 1,300 weights or so."""
     layers = tf.keras.layers

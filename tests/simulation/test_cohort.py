@@ -12,7 +12,7 @@ from tf_dpfl.simulation.cohort import draw_cohort, shards_of_a_round
 
 def draws(sampling, population, per_round, rounds, seed=b"s"):
     clients = Clients(population, per_round, 1, sampling)
-    return [draw_cohort(clients, run_seed=seed, round_number=r) for r in range(rounds)]
+    return [draw_cohort(clients, run_seed=seed, round_number=r + 1) for r in range(rounds)]
 
 
 def test_poisson_includes_each_user_with_the_plans_probability():
@@ -46,8 +46,54 @@ def test_fixed_draws_exactly_the_cohort_without_repeats():
 
 
 def test_everyone_takes_part_when_the_cohort_is_the_population():
-    for sampling in ("poisson", "fixed"):
+    for sampling in ("poisson", "fixed", "min_separation"):
         np.testing.assert_array_equal(draws(sampling, 7, 7, 1)[0], np.arange(7))
+
+
+def gaps(cohorts):
+    """The least rounds between two participations of one user."""
+    last, least = {}, len(cohorts)
+    for number, cohort in enumerate(cohorts):
+        for user in cohort.tolist():
+            least = min(least, number - last.get(user, -len(cohorts)))
+            last[user] = number
+    return least
+
+
+@pytest.mark.parametrize(
+    ("population", "per_round"), [(50, 10), (45, 8), (7, 7), (7, 6), (1000, 1), (1003, 97), (2, 1)]
+)
+def test_users_keep_the_separation_over_long_runs_and_take_part_as_often(population, per_round):
+    rounds = 3 * population + 7
+    cohorts = draws("min_separation", population, per_round, rounds)
+    assert all(len(cohort) == len(set(cohort)) == per_round for cohort in cohorts)
+    separation = Clients(population, per_round, 1, "min_separation").separation
+    assert gaps(cohorts) >= separation == population // per_round
+    counts = np.bincount(np.concatenate(cohorts), minlength=population)
+    assert len(counts) == population and counts.max() - counts.min() <= 1
+
+
+def test_independent_draws_would_not_keep_the_separation():
+    """The test above fails with the sampler taken out."""
+    for sampling in ("poisson", "fixed"):
+        assert gaps(draws(sampling, 50, 10, 157)) < 5
+
+
+def test_the_order_of_users_is_the_seeds_and_spreads_neighbours():
+    first, other = (draws("min_separation", 1000, 100, 20, seed) for seed in (b"a", b"b"))
+    for a, again, b in zip(first, first[10:], other):  # round and round
+        np.testing.assert_array_equal(a, again)
+        assert not np.array_equal(a, b)
+    # A hundred ids of a thousand have a mean of 500 with a deviation of 27.
+    assert all(abs(cohort.mean() - 499.5) < 5 * 28 for cohort in first)
+    assert len({tuple(cohort % 2) for cohort in first[:10]}) == 10
+
+
+def test_separated_cohorts_of_a_large_population_take_the_cohorts_memory():
+    clients = Clients(10**9, 100, 1, "min_separation")
+    for number in (1, 10**7, 10**9):
+        cohort = draw_cohort(clients, run_seed=b"s", round_number=number)
+        assert len(set(cohort.tolist())) == 100 and cohort.min() >= 0 and cohort.max() < 10**9
 
 
 def test_rounds_and_seeds_draw_differently_and_repeatably():

@@ -12,7 +12,7 @@ from plans import digits_plan, small_mlp, with_server
 from tf_dpfl.data.federated import load_federated_data
 from tf_dpfl.protocol.clipping import clip_by_global_norm
 from tf_dpfl.protocol.errors import ModelError, PlanError
-from tf_dpfl.simulation.process import build_learning_process
+from tf_dpfl.simulation.process import _starts_at_zero, build_learning_process
 from tf_dpfl.simulation.runtime import tff_runtime
 from tf_dpfl.simulation.shard import make_shards
 
@@ -225,6 +225,16 @@ def test_server_optimizer_is_kerass(data, optimizer):
 def test_a_user_named_twice_is_refused(data):
     with pytest.raises(ValueError, match="twice"):
         make_shards(data, np.array([1, 1]), digits_plan())
+
+
+def test_clones_draw_no_initial_weights_that_nobody_reads():
+    model = small_mlp()
+    with tf.Graph().as_default() as graph, tf.variable_creator_scope(_starts_at_zero):
+        twin = tf.keras.models.clone_model(model)
+        shapes = [variable.shape for variable in twin.variables]
+    assert shapes == [variable.shape for variable in model.variables]
+    assert not [op.name for op in graph.get_operations() if "Random" in op.type]
+    tf.keras.models.clone_model(model)  # Keras' classes as they were, see `process`
 
 
 def test_batch_normalization_is_refused_by_name(data):

@@ -1,6 +1,7 @@
 """A whole run: its files, its resumption, its ledger, its refusals."""
 
 import json
+import shutil
 import signal
 import subprocess
 import sys
@@ -82,6 +83,20 @@ def test_a_finished_run_trains_nothing_more(finished, data):
     assert len((finished.folder / "ledger.jsonl").read_text().splitlines()) == 5
 
 
+def test_a_run_that_can_learn_nothing_is_told_so_before_it_begins(data, tmp_path):
+    events = []
+    loud = PLAN.with_noise_multiplier(500.0)
+    result = simulate(
+        with_server(loud, rounds=1), tmp_path / "run", data=data, seed=1, on_event=events.append
+    )
+    first, second, *_ = events
+    assert (first["event"], second["event"]) == ("preflight", "traced")
+    assert "can not learn" in first["warning"]
+    weights = sum(w.size for w in result.model.get_weights())
+    cohort = loud.clients.clients_per_round
+    assert first["signal_to_noise"] == pytest.approx(cohort / (500 * weights**0.5))
+
+
 KILLED = """
 import os, sys
 os.environ["TF_CPP_MIN_LOG_LEVEL"] = "3"
@@ -158,6 +173,18 @@ def test_another_plan_is_refused_and_nothing_is_lost(finished, data):
     with pytest.raises(StateError, match="another seed"):
         simulate(PLAN, finished.folder, data=data, seed=8)
     assert (finished.folder / "metrics.jsonl").read_bytes() == before
+
+
+def test_a_run_of_before_there_were_mechanisms_goes_on(tmp_path, finished, data):
+    folder = tmp_path / "run"
+    shutil.copytree(finished.folder, folder)
+    lines = (folder / "plan.toml").read_text().splitlines()
+    kept = [line for line in lines if not line.startswith(("mechanism =", "chosen_because ="))]
+    assert len(kept) == len(lines) - 2
+    (folder / "plan.toml").write_text("\n".join(kept))
+    assert simulate(PLAN, folder, data=data).rounds == 5
+    with pytest.raises(StateError, match="learning_rate"):
+        simulate(with_server(PLAN, learning_rate=0.25), folder, data=data)
 
 
 def test_a_folder_with_other_files_is_refused(tmp_path, data):

@@ -131,6 +131,14 @@ def positive_real(text: str) -> float:
     return _positive(text)
 
 
+def delta(text: str) -> float:
+    """An argument that must be a delta in (0, 1)."""
+    value = _positive(text, unit="delta")
+    if not value < 1:
+        raise argparse.ArgumentTypeError(f"{text!r} must be a delta below 1")
+    return value
+
+
 def positive_number(text: str) -> int:
     """An argument that must be an integer >= 1."""
     value = whole_number(text)

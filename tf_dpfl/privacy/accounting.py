@@ -11,6 +11,9 @@
     zero-out, so the smaller of the two holds under zero-out.
   * Rounds of DP-SGD inside the clients have the unit "example": see
     `accounting_examples`. They do not mix with rounds of the unit "user".
+  * Rounds with correlated noise are one Gaussian release of a sensitivity of its own
+    (`factorisation`, `tree`), under zero-out: a separation is enforced by who was
+    there, and then somebody else takes the place of who is not.
   * Lists compose, whatever is mixed; every step rounds upwards.
 """
 
@@ -30,14 +33,19 @@ from tf_dpfl.privacy.accounting_renyi import (
     curves_of_users,
     is_amplified,
 )
+from tf_dpfl.privacy.factorisation import banded_sensitivity
 from tf_dpfl.privacy.mechanism import (
     FIXED,
     POISSON,
+    BandedRounds,
+    CorrelatedRounds,
     ExampleGaussianEpochs,
     GaussianRounds,
     Mechanism,
+    merge_consecutive,
     require_one_unit,
 )
+from tf_dpfl.privacy.tree import tree_sensitivity
 from tf_dpfl.protocol.gaussian import gaussian_epsilon
 
 PLD = "pld"
@@ -111,7 +119,8 @@ def account(
     if accountant not in (PLD, RDP):
         raise ValueError(f'accountant={accountant!r} must be "pld" or "rdp"')
     merged, examples, users = _by_unit(spending)
-    add_or_remove = not examples and all(m.sampling != FIXED for m in users)
+    correlated = any(isinstance(m, CorrelatedRounds) and m.rounds for m in spending)
+    add_or_remove = not (examples or correlated) and all(m.sampling != FIXED for m in users)
     relation = ADD_OR_REMOVE if add_or_remove else ZERO_OUT
     if not merged:
         return CentralEpsilon(0.0, relation, "nothing released")
@@ -122,6 +131,8 @@ def account(
     else:
         candidates = _candidates(users, delta, accountant)
     epsilon, method = min(candidates, key=lambda candidate: candidate[0])
+    if correlated:
+        method += ", correlated rounds as one release"
     return CentralEpsilon(epsilon, relation, method)
 
 
@@ -146,10 +157,22 @@ def _by_unit(
 ) -> tuple[tuple[Mechanism, ...], tuple[ExampleGaussianEpochs, ...], tuple[GaussianRounds, ...]]:
     """All releases, those of the unit "example", those of the unit "user"; one is empty."""
     require_one_unit(spending)
-    merged = _merge(spending)
+    merged = _merge([_as_one_release(m) for m in merge_consecutive(spending)])
     examples = tuple(m for m in merged if isinstance(m, ExampleGaussianEpochs))
     users = tuple(m for m in merged if isinstance(m, GaussianRounds))
     return merged, examples, users
+
+
+def _as_one_release(mechanism: Mechanism) -> Mechanism:
+    """Rounds of correlated noise as the one Gaussian release they are; others as they are."""
+    if not isinstance(mechanism, CorrelatedRounds):
+        return mechanism
+    until, separation = mechanism.last_round, mechanism.separation
+    if isinstance(mechanism, BandedRounds):
+        sensitivity = banded_sensitivity(bands=mechanism.bands, separation=separation, rounds=until)
+    else:
+        sensitivity = tree_sensitivity(separation=separation, rounds=until)
+    return GaussianRounds(mechanism.noise_multiplier / sensitivity, POISSON, 1.0, 1)
 
 
 def _merge(spending: Sequence[Mechanism]) -> tuple[Mechanism, ...]:

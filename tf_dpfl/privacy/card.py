@@ -97,6 +97,8 @@ class PrivacyCard:
             "version": CARD_VERSION,
             "unit": privacy.unit,
             "noise": privacy.noise,
+            "mechanism": privacy.mechanism,
+            "mechanism_chosen_because": privacy.chosen_because or None,
             "clip_norm": privacy.clip_norm,
             "noise_multiplier": privacy.calibrated_noise_multiplier,
             "smallest_cohort": privacy.smallest_cohort,
@@ -141,7 +143,7 @@ class PrivacyCard:
                 "delta": self.plan.privacy.delta,
                 "unit": self._words.unit,
                 "adjacency": self._words.relations[ZERO_OUT],
-                "sampling": NO_SAMPLING,
+                "sampling": self._sampling() if self.plan.privacy.is_correlated else NO_SAMPLING,
             },
         }
 
@@ -173,7 +175,9 @@ class PrivacyCard:
         if not self.sampling_is_enforced:
             return NO_SAMPLING
         clients = self.plan.clients
-        text = self._words.sampling[clients.sampling].format(q=clients.sampling_probability)
+        text = self._words.sampling[clients.sampling].format(
+            q=clients.sampling_probability, separation_less_one=clients.separation - 1
+        )
         by_user = self.plan.privacy.unit == "user"
         if by_user and clients.sampling == FIXED and "without replacement" not in self.method:
             text += "; no amplification is counted for it"
@@ -188,14 +192,19 @@ class PrivacyCard:
         known = central["if_cohorts_are_known"]
         earlier = sum(m.rounds for m in self.prior)
         mechanism = self._words.mechanism.format(
-            clip=card["clip_norm"], noise=card["noise_multiplier"], smallest=card["smallest_cohort"]
+            clip=card["clip_norm"],
+            noise=card["noise_multiplier"],
+            smallest=card["smallest_cohort"],
+            bands=self.plan.bands,
         )
+        choice = card["mechanism_chosen_because"]
         lines = [
             "PRIVACY CARD",
             *([f"! {SEEDED}"] if self.noise_is_reproducible else []),
             f"rounds: {self.rounds_done} of {card['rounds_planned']} done"
             + (f", and {earlier} counted beside them" if earlier else ""),
             f"mechanism: {mechanism}",
+            *([f"chosen among the mechanisms for the {choice}"] if choice else []),
             "",
             f"Against {central['against']}:",
             *_epsilon_lines(central),
@@ -260,10 +269,10 @@ def privacy_card(
     delta = plan.privacy.delta
     one = mechanism_of_plan(plan, rounds=1)
     if _is_unenforced(sampling_enforced_by):
-        one = one.unamplified()
-    left = max(plan.server.rounds - rounds_done, 0)
+        one = one.unenforced()
     spending = merge_consecutive((*prior, one.with_rounds(rounds_done)))
-    planned = merge_consecutive((*spending, one.with_rounds(left)))
+    in_all = max(plan.server.rounds, rounds_done)
+    planned = merge_consecutive((*prior, one.with_rounds(in_all)))
     in_the_end = account(planned, delta=delta)
     on_devices = plan.privacy.noise == "device"
     return PrivacyCard(

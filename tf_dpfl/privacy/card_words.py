@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, replace
 
 from tf_dpfl.privacy.accounting import ADD_OR_REMOVE, ZERO_OUT
-from tf_dpfl.privacy.mechanism import FIXED, POISSON
+from tf_dpfl.privacy.mechanism import FIXED, MIN_SEPARATION, POISSON
 from tf_dpfl.protocol.plan import Privacy
 
 
@@ -14,8 +14,8 @@ from tf_dpfl.protocol.plan import Privacy
 class Words:
     """The terms of a card's epsilons for one unit.
 
-    `sampling` and `mechanism` are format strings (of q; of clip, noise and smallest);
-    `not_covered` are the lines that hold for this unit in particular.
+    `sampling` and `mechanism` are format strings (of q and separation_less_one; of clip, noise,
+    smallest and bands); `not_covered` are the lines that hold for this unit in particular.
     """
 
     unit: str
@@ -92,6 +92,39 @@ _USER_OF_A_TRUSTED_SERVER = replace(
     not_covered=(_REPORTS,),
 )
 
+_SEPARATION = (
+    "minimum separation: a user that took part in a round takes part in none of the "
+    "{separation_less_one} rounds after it; nothing is assumed to be random or secret"
+)
+_CORRELATED_IS_ONE = (
+    "single rounds: the numbers hold for all rounds together; noise of later rounds takes part of "
+    "the earlier rounds' noise off again, so a round less is not a smaller number by a share"
+)
+_WHO_TAKES_PART = (
+    "whether and when a user takes part: only what it contributes is hidden, and its place in the "
+    "rounds is the same in both cases that are compared"
+)
+_MECHANISM_OF_CORRELATED = (
+    "each update clipped to norm {clip:g}, noise that is correlated over rounds on their sum, "
+    "added by the server, made of independent Gaussian draws of {noise:g} clip norms "
+)
+_SMALLEST = " (a round with fewer than {smallest} reports is not released)"
+
+_BANDED = replace(
+    _USER,
+    sampling={MIN_SEPARATION: _SEPARATION},
+    mechanism=_MECHANISM_OF_CORRELATED
+    + "by a banded matrix factorisation, square-root Toeplitz, {bands} bands"
+    + _SMALLEST,
+    not_covered=(_WHO_TAKES_PART, _CORRELATED_IS_ONE),
+)
+_TREE = replace(
+    _BANDED,
+    mechanism=_MECHANISM_OF_CORRELATED
+    + "for each node by tree aggregation, without restarts"
+    + _SMALLEST,
+)
+
 _EXAMPLE = Words(
     unit="example (one example of one client, in everything it is used for)",
     relations={
@@ -116,7 +149,9 @@ _EXAMPLE = Words(
 
 
 def words_of(privacy: Privacy) -> Words:
-    """The words for the unit, and the place of the noise, of a plan."""
+    """The words for the unit, the place of the noise and the mechanism of a plan."""
+    if privacy.is_correlated:
+        return _TREE if privacy.mechanism == "tree" else _BANDED
     if privacy.unit == "example":
         return _EXAMPLE
     return _USER if privacy.noise == "device" else _USER_OF_A_TRUSTED_SERVER

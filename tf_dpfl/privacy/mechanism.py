@@ -11,18 +11,23 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, fields, replace
 from typing import Any, ClassVar, TypeVar
 
+from tf_dpfl.protocol.contradictions import MOST_ROUNDS_OF_A_TREE
 from tf_dpfl.protocol.errors import PlanError, TaskError
 from tf_dpfl.protocol.plan import Plan
 
 POISSON = "poisson"
 FIXED = "fixed"
+MIN_SEPARATION = "min_separation"
 
 _VERSION = 1
 # More rounds than any training has; keeps every product of the accounting finite.
 _LARGEST_ROUNDS = 10**9
 _LARGEST_EPOCHS = 10**4
+# Coefficients are held in memory, and as many vectors of noise with them.
+_LARGEST_BANDS = 10**6
 
 _M = TypeVar("_M", bound="Mechanism")
+_C = TypeVar("_C", bound="CorrelatedRounds")
 
 
 @dataclass(frozen=True)
@@ -33,8 +38,9 @@ class Mechanism:
       unit: what one of its epsilons protects, as in `Privacy.unit`.
       noise_multiplier: standard deviation of the noise divided by the clip norm,
         finite and >= 0.
-      sampling: "poisson", each client joins each round by an independent coin, or
-        "fixed", a uniformly drawn cohort of fixed size without replacement.
+      sampling: "poisson", each client joins each round by an independent coin;
+        "fixed", a uniformly drawn cohort of fixed size without replacement;
+        "min_separation" for `CorrelatedRounds` alone.
       sampling_probability: chance that one client is in one round, in (0, 1].
       rounds: number of releases, >= 0.
 
@@ -43,6 +49,7 @@ class Mechanism:
 
     kind: ClassVar[str]
     unit: ClassVar[str]
+    samplings: ClassVar[tuple[str, ...]] = (POISSON, FIXED)
 
     noise_multiplier: float
     sampling: str
@@ -53,8 +60,9 @@ class Mechanism:
         """Refuses values no accountant could interpret."""
         if not _is_real(self.noise_multiplier) or not 0 <= self.noise_multiplier < math.inf:
             raise ValueError(f"noise_multiplier={self.noise_multiplier!r} must be finite and >= 0")
-        if self.sampling not in (POISSON, FIXED):
-            raise ValueError(f'sampling={self.sampling!r} must be "poisson" or "fixed"')
+        if self.sampling not in self.samplings:
+            allowed = " or ".join(f'"{name}"' for name in self.samplings)
+            raise ValueError(f"sampling={self.sampling!r} must be {allowed}")
         if not _is_real(self.sampling_probability) or not 0 < self.sampling_probability <= 1:
             raise ValueError(
                 f"sampling_probability={self.sampling_probability!r} must be in (0, 1]"
@@ -69,8 +77,18 @@ class Mechanism:
         return replace(self, rounds=rounds)
 
     def unamplified(self: _M) -> _M:
-        """The same releases, counted as if every client were in every round."""
+        """The same releases, counted for somebody who knows every cohort."""
         return replace(self, sampling_probability=1.0)
+
+    def unenforced(self: _M) -> _M:
+        """The same releases, counted as if every client were in every round."""
+        return self.unamplified()
+
+    def joined(self: _M, later: Mechanism) -> _M | None:
+        """This and `later`, released next on the same clients, as one; None if they are two."""
+        if later.with_rounds(self.rounds) != self:
+            return None
+        return self.with_rounds(self.rounds + later.rounds)
 
     def to_json(self) -> dict[str, Any]:
         """Plain JSON values; `mechanism_from_json` reads them back."""
@@ -115,8 +133,93 @@ class ExampleGaussianEpochs(Mechanism):
             )
 
 
+@dataclass(frozen=True)
+class CorrelatedRounds(Mechanism):
+    """Consecutive rounds of one run whose noise is correlated; none of it is sampled.
+
+    They cannot be priced one by one: round n is released together with all rounds
+    before it. A part of a run that does not begin with its first round
+    therefore counts as all of them up to its last. The noise multiplier
+    is that of the independent draws the noise is made of.
+
+    Attributes:
+      separation: rounds from one participation of a client to its next, at least, >= 1;
+        with 1 a client may be in every round.
+      first_round: number of the first of these `rounds` in its run, >= 1.
+    """
+
+    samplings: ClassVar[tuple[str, ...]] = (MIN_SEPARATION,)
+    unit: ClassVar[str] = "user"
+
+    separation: int
+    first_round: int
+
+    def __post_init__(self) -> None:
+        """Refuses values no accountant could interpret."""
+        super().__post_init__()
+        for name in ("separation", "first_round"):
+            value = getattr(self, name)
+            if not _is_integer(value) or not 1 <= value <= _LARGEST_ROUNDS:
+                raise ValueError(f"{name}={value!r} must be an integer from 1 to {_LARGEST_ROUNDS}")
+
+    @property
+    def last_round(self) -> int:
+        """Number of the last of these rounds in its run."""
+        return self.first_round + self.rounds - 1
+
+    def unamplified(self: _C) -> _C:
+        """As it is: no cohort was assumed to be secret."""
+        return self
+
+    def unenforced(self: _C) -> _C:
+        """The same releases, counted as if every client were in every round."""
+        return replace(self, separation=1)
+
+    def joined(self: _C, later: Mechanism) -> _C | None:
+        """This and the rounds of the same run that follow; None for any others."""
+        follows = replace(self, first_round=self.last_round + 1, rounds=later.rounds)
+        return self.with_rounds(self.rounds + later.rounds) if later == follows else None
+
+
+@dataclass(frozen=True)
+class BandedRounds(CorrelatedRounds):
+    """Rounds with the noise of a banded matrix factorisation (`factorisation`).
+
+    Attributes:
+      bands: of the factor C, 1 to `separation`, or any number with a separation of 1.
+    """
+
+    kind: ClassVar[str] = "banded_rounds"
+
+    bands: int
+
+    def __post_init__(self) -> None:
+        """Refuses values no accountant could interpret."""
+        super().__post_init__()
+        if not _is_integer(self.bands) or not 1 <= self.bands <= _LARGEST_BANDS:
+            raise ValueError(f"bands={self.bands!r} must be an integer from 1 to {_LARGEST_BANDS}")
+        if 1 < self.separation < self.bands:
+            raise ValueError(f"bands={self.bands!r} must be at most separation={self.separation!r}")
+
+
+@dataclass(frozen=True)
+class TreeRounds(CorrelatedRounds):
+    """Rounds with the noise of tree aggregation without restarts (`tree`)."""
+
+    kind: ClassVar[str] = "tree_rounds"
+
+    def __post_init__(self) -> None:
+        """Refuses values no accountant could interpret."""
+        super().__post_init__()
+        if self.last_round > MOST_ROUNDS_OF_A_TREE:
+            raise ValueError(
+                f"rounds={self.rounds!r} from first_round={self.first_round!r} must end with "
+                f"round {MOST_ROUNDS_OF_A_TREE}"
+            )
+
+
 _KINDS: dict[str, type[Mechanism]] = {
-    cls.kind: cls for cls in (GaussianRounds, ExampleGaussianEpochs)
+    cls.kind: cls for cls in (GaussianRounds, ExampleGaussianEpochs, BandedRounds, TreeRounds)
 }
 
 
@@ -147,8 +250,10 @@ def mechanism_from_json(tree: Any) -> Mechanism:
         raise TaskError(f"mechanism: {error}") from None
 
 
-def mechanism_of_plan(plan: Plan, *, rounds: int) -> Mechanism:
-    """What `rounds` rounds of the plan release.
+def mechanism_of_plan(plan: Plan, *, rounds: int, first_round: int = 1) -> Mechanism:
+    """What `rounds` rounds of the plan release, from `first_round` on.
+
+    The number of the first one matters for correlated noise alone.
 
     Users who keep optimizer states under fixed-size sampling are counted as if in every
     round: another user's state tells whether it was drawn, and with that something about
@@ -162,6 +267,12 @@ def mechanism_of_plan(plan: Plan, *, rounds: int) -> Mechanism:
     if plan.privacy.unit == ExampleGaussianEpochs.unit:
         epochs = plan.local_training.epochs
         return ExampleGaussianEpochs(noise_multiplier, sampling, probability, rounds, epochs)
+    if plan.privacy.is_correlated:
+        shared = (noise_multiplier, sampling, probability, rounds)
+        separation = plan.clients.separation
+        if plan.privacy.mechanism == "tree":
+            return TreeRounds(*shared, separation, first_round)
+        return BandedRounds(*shared, separation, first_round, plan.bands)
     if plan.local_training.keeps_state and sampling == FIXED:
         probability = 1.0
     return GaussianRounds(noise_multiplier, sampling, probability, rounds)
@@ -183,15 +294,16 @@ def require_one_unit(spending: Sequence[Mechanism]) -> None:
 
 
 def merge_consecutive(spending: Iterable[Mechanism]) -> tuple[Mechanism, ...]:
-    """The same spending with neighbouring equal releases as one; empty ones dropped."""
+    """The same spending with neighbouring releases of one kind as one; empty ones dropped."""
     merged: list[Mechanism] = []
     for mechanism in spending:
         if mechanism.rounds == 0:
             continue
-        if merged and merged[-1].with_rounds(mechanism.rounds) == mechanism:
-            merged[-1] = mechanism.with_rounds(merged[-1].rounds + mechanism.rounds)
-        else:
+        joined = merged[-1].joined(mechanism) if merged else None
+        if joined is None:
             merged.append(mechanism)
+        else:
+            merged[-1] = joined
     return tuple(merged)
 
 

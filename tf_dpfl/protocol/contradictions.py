@@ -12,6 +12,9 @@ from typing import Any
 
 from tf_dpfl.protocol.losses import LOSSES, SPARSE_LOSS
 
+# Some seconds of accounting; real trainings have hundreds or thousands of rounds.
+MOST_ROUNDS_OF_A_TREE = 16_384
+
 _OWN_SOURCES = 'source "folder", "csv" or "store"'
 
 
@@ -98,6 +101,78 @@ def _noise_place(plan: _Readable) -> Iterable[str]:
     return []
 
 
+def _correlated_noise(plan: _Readable) -> Iterable[str]:
+    """Noise that hangs together over rounds: who can draw it, and for what."""
+    mechanism = plan.privacy.mechanism
+    if mechanism == "gaussian":
+        return []
+    name = f'privacy.mechanism="{mechanism}"'
+    if plan.privacy.unit == "example":
+        return [
+            f'{name} does not go with unit="example": the noise belongs to the steps of each '
+            'client, and the rounds of a client share none; set mechanism = "gaussian"'
+        ]
+    if plan.privacy.noise == "device":
+        return [
+            f'{name} does not go with noise="device": noise that is correlated over rounds is '
+            "drawn by one party that remembers the earlier draws, and devices come and go; set "
+            'noise = "server", or mechanism = "gaussian"'
+        ]
+    return []
+
+
+def _separation(plan: _Readable) -> Iterable[str]:
+    """Correlated noise is accounted for users that keep a separation, and only so."""
+    mechanism, sampling = plan.privacy.mechanism, plan.clients.sampling
+    if mechanism in ("tree", "banded") and sampling != "min_separation":
+        return [
+            f'privacy.mechanism="{mechanism}" does not go with clients.sampling="{sampling}": it '
+            "is accounted for rounds of one user that are far enough apart; set sampling = "
+            '"min_separation"'
+        ]
+    if mechanism == "gaussian" and sampling == "min_separation":
+        return [
+            'clients.sampling="min_separation" does not go with privacy.mechanism="gaussian"; for '
+            'independent noise set mechanism = "banded" and bands = 1'
+        ]
+    return []
+
+
+def _bands(plan: _Readable) -> Iterable[str]:
+    bands, mechanism = plan.privacy.bands, plan.privacy.mechanism
+    if bands is None:
+        return []
+    if mechanism != "banded":
+        return [f'privacy.bands={bands} is for mechanism="banded", not "{mechanism}"']
+    separation = plan.clients.population // plan.clients.clients_per_round
+    if bands > max(separation, 1):
+        return [
+            f"privacy.bands={bands} must be at most {separation}, the whole rounds in "
+            "clients.population / clients.clients_per_round that a user stays away: with more, "
+            "its rounds would add up"
+        ]
+    return []
+
+
+def _auto(plan: _Readable) -> Iterable[str]:
+    if plan.privacy.mechanism == "auto" and plan.privacy.target_epsilon is None:
+        return [
+            'privacy.mechanism="auto" needs privacy.target_epsilon: mechanisms are compared at '
+            "the same epsilon"
+        ]
+    return []
+
+
+def _rounds_of_a_tree(plan: _Readable) -> Iterable[str]:
+    if plan.privacy.mechanism == "tree" and plan.server.rounds > MOST_ROUNDS_OF_A_TREE:
+        return [
+            f"server.rounds={plan.server.rounds} must be at most {MOST_ROUNDS_OF_A_TREE} with "
+            'privacy.mechanism="tree", whose accounting walks through every round; set '
+            'mechanism = "banded"'
+        ]
+    return []
+
+
 def _loss(plan: _Readable) -> Iterable[str]:
     loss = plan.local_training.loss
     if loss not in LOSSES and ":" not in loss:
@@ -179,6 +254,11 @@ _CHECKS = (
     _noise,
     _secure_aggregation,
     _noise_place,
+    _correlated_noise,
+    _separation,
+    _bands,
+    _auto,
+    _rounds_of_a_tree,
     _data_path,
     _test_path,
     _partition,

@@ -126,7 +126,10 @@ def manifest_to_bytes(manifest: Manifest) -> bytes:
 
 def _privacy_summary(plan: Plan) -> dict[str, Any]:
     """The mechanism's settings once more, for readers that do not know plans."""
+    # Only where it changes what the noise multiplier means: older tasks have no such entry.
+    mechanism = {"mechanism": plan.privacy.mechanism} if plan.privacy.is_correlated else {}
     return {
+        **mechanism,
         "unit": plan.privacy.unit,
         "noise": plan.privacy.noise,
         "clip_norm": plan.privacy.clip_norm,

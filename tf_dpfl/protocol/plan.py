@@ -65,19 +65,27 @@ class Data:
 class Clients:
     """Who takes part: `sampling` "poisson" invites each client of the
     `population` with probability clients_per_round / population, "fixed" draws
-    exactly `clients_per_round` without replacement. Of each client at most
-    `examples_per_client` examples are used.
+    exactly `clients_per_round` without replacement, "min_separation" takes
+    `clients_per_round` of those that were in none of the last `separation` - 1
+    rounds. Of each client at most `examples_per_client` examples are used.
     """
 
     population: int = integer(at_least=1, at_most=_MOST_CLIENTS)
     clients_per_round: int = integer(at_least=1, at_most=_MOST_CLIENTS)
     examples_per_client: int = integer(at_least=1, at_most=_MOST_EXAMPLES_PER_CLIENT)
-    sampling: str = choice("poisson", "fixed")
+    sampling: str = choice("poisson", "fixed", "min_separation")
 
     @property
     def sampling_probability(self) -> float:
         """Probability that one client is in one round's cohort, in (0, 1]."""
         return self.clients_per_round / self.population
+
+    @property
+    def separation(self) -> int:
+        """Rounds from one participation of a client to its next, at least, under
+        "min_separation": as many as leave a whole cohort to choose in every round.
+        """
+        return self.population // self.clients_per_round
 
 
 OPTIMIZER_SLOTS = {"sgd": 0, "momentum": 1, "adam": 2}
@@ -138,6 +146,13 @@ class Privacy:
     smallest_cohort. With `unit` "example" every local step is one of DP-SGD
     (Abadi et al. 1607.00133): `clip_norm` bounds each example's gradient, and the
     noise is that on the sum of the step's clipped gradients.
+
+    `mechanism` says how the noise of different rounds hangs together: "gaussian",
+    independent; "banded", a factorisation with `bands` bands (2306.08153; as many as
+    rounds of separation if left out); "tree", tree aggregation (2103.00039). For these two
+    `noise_multiplier` is that of each independent draw they are made of. "auto" is
+    replaced, where `target_epsilon` is solved, by the one with the least error;
+    `chosen_because` is its reason, for people.
     """
 
     # The ranges keep noise and clipping factors normal, finite float32 numbers.
@@ -149,6 +164,14 @@ class Privacy:
     noise_multiplier: float | None = number(at_least=0, below=1e6, optional=True, default=None)
     target_epsilon: float | None = number(above=0, optional=True, default=None)
     secure_aggregation: bool = flag(default=False)
+    mechanism: str = choice("gaussian", "tree", "banded", "auto", default="gaussian")
+    bands: int | None = integer(at_least=1, optional=True, default=None)
+    chosen_because: str = text(default="")
+
+    @property
+    def is_correlated(self) -> bool:
+        """Whether the noise of a round depends on that of earlier ones."""
+        return self.mechanism in ("tree", "banded")
 
     @property
     def calibrated_noise_multiplier(self) -> float:
@@ -206,6 +229,13 @@ class Plan:
     server: Server
     simulation: Simulation = Simulation()
     version: int = PLAN_VERSION
+
+    @property
+    def bands(self) -> int:
+        """Of the mechanism "banded": as the plan says, or one for each round of separation."""
+        if self.privacy.bands is not None:
+            return self.privacy.bands
+        return min(self.clients.separation, self.server.rounds)
 
     def with_noise_multiplier(self, noise_multiplier: float) -> Plan:
         """The same plan with the noise fixed and no target epsilon left to solve."""

@@ -12,9 +12,8 @@ import numpy as np
 import tensorflow as tf
 import tensorflow_federated as tff
 
-from tf_dpfl.protocol.noise import noise_stddev_of_sum
 from tf_dpfl.protocol.plan import Plan
-from tf_dpfl.simulation.noise import SERVER, derive_seed, seeded_gaussian_noise
+from tf_dpfl.simulation.server_noise import server_noise
 
 SEED_TYPE = tff.TensorType(np.int64, [2])
 
@@ -22,20 +21,12 @@ SEED_TYPE = tff.TensorType(np.int64, [2])
 def build_aggregation_process(plan: Plan, *, size: int) -> tff.templates.AggregationProcess:
     """Sums the shards' reports, adds server noise, divides by the public cohort.
 
-    The state is the round's noise seed, int64 [2], set by the caller. The result
-    holds `average` float32 [size] and `released` bool: false when fewer than
-    `privacy.smallest_cohort` users reported, and then the average is zero.
-    Measurements: `reports` and `nonfinite`, int32.
+    The state is the round's noise `seed`, int64 [2], set by the caller, and the `memory`
+    of the noise (`ServerNoise`). The result holds `average` float32 [size] and `released`
+    bool: false when fewer than `privacy.smallest_cohort` users reported, and then
+    the average is zero. Measurements: `reports` and `nonfinite`, int32.
     """
-    privacy = plan.privacy
-    stddev = (
-        noise_stddev_of_sum(
-            clip_norm=privacy.clip_norm,
-            noise_multiplier=privacy.calibrated_noise_multiplier,
-        )
-        if privacy.noise == "server"
-        else 0.0
-    )
+    noise = server_noise(plan, size=size)
     value_type = tff.to_type(
         OrderedDict(
             sum=tff.TensorType(np.float32, [size]),
@@ -44,41 +35,41 @@ def build_aggregation_process(plan: Plan, *, size: int) -> tff.templates.Aggrega
         )
     )
 
-    @tff.tensorflow.computation(SEED_TYPE, value_type)
-    def finish(seed: Any, total: Any) -> Any:
-        noise = seeded_gaussian_noise(
-            derive_seed(seed, tf.constant(SERVER, tf.int64)), size=size, stddev=stddev
-        )
-        released = total["reports"] >= privacy.smallest_cohort
+    @tff.tensorflow.computation
+    def first_state() -> Any:
+        return OrderedDict(seed=tf.zeros([2], tf.int64), memory=noise.begin(np.zeros(2, np.int64)))
+
+    state_type = first_state.type_signature.result
+
+    @tff.tensorflow.computation(state_type, value_type)
+    def finish(state: Any, total: Any) -> Any:
+        noised, memory = noise.add(total["sum"], state["seed"], state["memory"])
+        released = total["reports"] >= plan.privacy.smallest_cohort
         # By the public cohort, not by the count: the count is private.
-        average = (total["sum"] + noise) / float(plan.clients.clients_per_round)
-        return OrderedDict(
+        average = noised / float(plan.clients.clients_per_round)
+        result = OrderedDict(
             average=tf.where(released, average, tf.zeros_like(average)), released=released
         )
-
-    @tff.tensorflow.computation
-    def no_seed() -> Any:
-        return tf.zeros([2], tf.int64)
+        return result, OrderedDict(seed=state["seed"], memory=memory)
 
     @tff.federated_computation()
-    def initialize_seed() -> Any:
-        return tff.federated_eval(no_seed, tff.SERVER)
+    def initialize() -> Any:
+        return tff.federated_eval(first_state, tff.SERVER)
 
     @tff.federated_computation(
-        initialize_seed.type_signature.result, tff.FederatedType(value_type, tff.CLIENTS)
+        initialize.type_signature.result, tff.FederatedType(value_type, tff.CLIENTS)
     )
-    def next_fn(seed: Any, reports: Any) -> Any:
+    def next_fn(state: Any, reports: Any) -> Any:
         total = tff.federated_sum(reports)
         measurements = tff.federated_zip(
             OrderedDict(reports=total["reports"], nonfinite=total["nonfinite"])
         )
+        result, new_state = tff.federated_map(finish, (state, total))
         return tff.templates.MeasuredProcessOutput(
-            state=seed,
-            result=tff.federated_map(finish, (seed, total)),
-            measurements=measurements,
+            state=new_state, result=result, measurements=measurements
         )
 
-    return tff.templates.AggregationProcess(initialize_seed, next_fn)
+    return tff.templates.AggregationProcess(initialize, next_fn)
 
 
 def gather_rows(parts: Any) -> Any:

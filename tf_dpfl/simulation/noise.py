@@ -18,6 +18,9 @@ from numpy.typing import NDArray
 # The "user" whose seed the server's own noise is drawn from; users count from 0.
 SERVER = -1
 
+# Below a run's seed, where rounds count from 0: the seed of the nodes of tree aggregation.
+TREE = -2
+
 # Below a user's seed: the seed of its random layers' uniforms (Dropout). They need
 # no secrecy, but may not be what its noise is drawn from.
 RANDOM_LAYERS = 1

@@ -23,6 +23,7 @@ from tf_dpfl.protocol.plan import Plan, Server
 from tf_dpfl.simulation.aggregation import SEED_TYPE, build_aggregation_process, gather_rows
 from tf_dpfl.simulation.noise import derive_seed, seed_from_os
 from tf_dpfl.simulation.records import ShardRecords
+from tf_dpfl.simulation.server_noise import server_noise
 from tf_dpfl.simulation.shard import choose_training, train_shard
 
 
@@ -97,7 +98,11 @@ def build_learning_process(
             global_model_weights=weights,
             distributor=(),
             client_work=OrderedDict(round_number=tf.constant(0, tf.int64)),
-            aggregator=OrderedDict(noise_seed=tf.constant(seed)),
+            aggregator=OrderedDict(
+                noise_seed=tf.constant(seed),
+                # The aggregation's own start has no seed: this begins with the run's.
+                memory=server_noise(plan, size=layout.size).begin(seed),
+            ),
             finalizer=server_optimizer.initialize(specs),
         )
 
@@ -107,11 +112,16 @@ def build_learning_process(
     def round_seed(state: Any) -> Any:
         return derive_seed(state.aggregator["noise_seed"], state.client_work["round_number"])
 
+    @tff.tensorflow.computation(SEED_TYPE, state_type)
+    def aggregation_state(seed: Any, state: Any) -> Any:
+        return OrderedDict(seed=seed, memory=state.aggregator["memory"])
+
     with _keras_classes_restored(model):
 
         @tff.tensorflow.computation(weights_type, SEED_TYPE, shards_type)
         def client(weights: Any, noise_seed: Any, shard: Any) -> Any:
-            local = tf.keras.models.clone_model(model, clone_function=_clone_layer)
+            with tf.variable_creator_scope(_starts_at_zero):
+                local = tf.keras.models.clone_model(model, clone_function=_clone_layer)
             computation = ClientComputation(
                 local, plan.local_training, op_gradients=FASTER_GRADIENTS
             )
@@ -130,8 +140,12 @@ def build_learning_process(
 
             return run(weights, noise_seed, shard)
 
-    @tff.tensorflow.computation(state_type, aggregation.next.type_signature.result.result.member)
-    def finalize(state: Any, aggregate: Any) -> Any:
+    @tff.tensorflow.computation(
+        state_type,
+        aggregation.next.type_signature.result.result.member,
+        aggregation.state_type.member,
+    )
+    def finalize(state: Any, aggregate: Any, noise: Any) -> Any:
         old = state.global_model_weights
         average = aggregate["average"]
         gradients = [-piece for piece in _split(average, old.trainable)]
@@ -150,7 +164,9 @@ def build_learning_process(
             ),
             distributor=(),
             client_work=OrderedDict(round_number=state.client_work["round_number"] + 1),
-            aggregator=state.aggregator,
+            aggregator=OrderedDict(
+                noise_seed=state.aggregator["noise_seed"], memory=noise["memory"]
+            ),
             finalizer=if_released(optimizer_state, state.finalizer),
         )
 
@@ -176,7 +192,10 @@ def build_learning_process(
         weights = tff.federated_broadcast(tff.federated_map(weights_of, state))
         reports = tff.federated_map(client, (weights, tff.federated_broadcast(seed_now), shards))
         sums = OrderedDict((name, reports[name]) for name in ("sum", "reports", "nonfinite"))
-        aggregate = aggregation.next(seed_now, tff.federated_zip(sums) if state_size else reports)
+        aggregate = aggregation.next(
+            tff.federated_map(aggregation_state, (seed_now, state)),
+            tff.federated_zip(sums) if state_size else reports,
+        )
         metrics = OrderedDict(
             reports=aggregate.measurements["reports"],
             nonfinite=aggregate.measurements["nonfinite"],
@@ -185,7 +204,8 @@ def build_learning_process(
         if state_size:
             metrics["kept"] = gather_rows(reports["kept"])
         return tff.learning.templates.LearningProcessOutput(
-            tff.federated_map(finalize, (state, aggregate.result)), tff.federated_zip(metrics)
+            tff.federated_map(finalize, (state, aggregate.result, aggregate.state)),
+            tff.federated_zip(metrics),
         )
 
     return tff.learning.templates.LearningProcess(initialize, next_fn, weights_of, with_weights)
@@ -204,6 +224,14 @@ def _clone_layer(layer: tf.keras.layers.Layer) -> tf.keras.layers.Layer:
         if hasattr(part, "_enable_caching_device"):
             part._enable_caching_device = False
     return twin
+
+
+def _starts_at_zero(make: Any, **arguments: Any) -> tf.Variable:
+    """A variable of the clone: every shard assigns it, so that nothing random is drawn first."""
+    shape, dtype = arguments.get("shape"), arguments.get("dtype")
+    if shape is not None and dtype is not None and tf.TensorShape(shape).is_fully_defined():
+        arguments["initial_value"] = lambda: tf.zeros(shape, dtype)
+    return make(**arguments)
 
 
 @contextlib.contextmanager

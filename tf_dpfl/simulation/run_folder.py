@@ -14,10 +14,10 @@ from typing import Any
 
 import tensorflow as tf
 
-from tf_dpfl.protocol.errors import StateError
+from tf_dpfl.protocol.errors import PlanError, StateError
 from tf_dpfl.protocol.files import append_line_durably, write_atomically
 from tf_dpfl.protocol.plan import Plan
-from tf_dpfl.protocol.plan_files import plan_to_toml
+from tf_dpfl.protocol.plan_files import load_plan, plan_to_toml
 from tf_dpfl.simulation.cohort import derive_bytes
 
 RUN_VERSION = 1
@@ -218,12 +218,20 @@ def _open(path: Path, plan: Plan, seed: int | None) -> RunFolder:
 
 
 def _check_same_plan(path: Path, plan: Plan) -> None:
-    old = read_text(path / "plan.toml").splitlines()
-    new = plan_to_toml(plan).splitlines()
-    if old != new:
-        changed = [f"{a!r} is now {b!r}" for a, b in zip(old, new) if a != b]
+    old, new = read_text(path / "plan.toml"), plan_to_toml(plan)
+    if old == new:
+        return
+    try:
+        begun = load_plan(path / "plan.toml")
+    except PlanError as error:
+        raise StateError(f"a run begun with another plan: {error.faults[0]}") from None
+    if begun != plan:  # keys that came later are not in an older release's file
+        old = plan_to_toml(begun)
+        changed = [
+            f"{a!r} is now {b!r}" for a, b in zip(old.splitlines(), new.splitlines()) if a != b
+        ]
         raise StateError(
-            f"{path}: was begun with another plan ({'; '.join(changed) or 'other keys'}); "
+            f"{path}: was begun with another plan ({'; '.join(changed)}); "
             "use the old plan or a new folder"
         )
 

@@ -17,6 +17,7 @@ from tf_dpfl.simulation.run_folder import RunFolder, read_text
 _ENFORCED = {
     "poisson": "this simulation: an independent coin for each user and round",
     "fixed": "this simulation: drawn uniformly without replacement for each round",
+    "min_separation": "this simulation: cohorts go round a random order of all users",
 }
 
 
@@ -62,7 +63,8 @@ class RunLedger:
         same release, not a second one.
         """
         if round_number not in self._charged:
-            charge = Charge(mechanism_of_plan(self._plan, rounds=1), round_number)
+            mechanism = mechanism_of_plan(self._plan, rounds=1, first_round=round_number)
+            charge = Charge(mechanism, round_number)
             append_line_durably(self._folder.ledger_file, charge.to_line())
             self._charges.append(charge)
             self._charged.add(round_number)

@@ -24,6 +24,7 @@ from tf_dpfl.data.federated import FederatedData, load_federated_data
 from tf_dpfl.data.sharing import shared_on_this_machine
 from tf_dpfl.privacy.calibration import calibrate_plan
 from tf_dpfl.privacy.card import PrivacyCard
+from tf_dpfl.privacy.preflight import preflight
 from tf_dpfl.protocol.checks import finite_or_none
 from tf_dpfl.protocol.plan import Plan
 from tf_dpfl.simulation.checkpoints import load_newest_checkpoint, save_checkpoint
@@ -83,7 +84,7 @@ def simulate(
         takes all randomness from the operating system.
       workers: "host:port" of TFF workers (`dpfl worker`) to compute on. One that
         dies is survived, with the same result, as long as another one answers.
-      on_event: called with {"event": "traced" | "started" | "round" | "checkpoint" |
+      on_event: called with {"event": "preflight" | "traced" | "started" | "round" | "checkpoint" |
         "worker lost" | "worker found" | "finished", ...}.
 
     Raises:
@@ -104,6 +105,14 @@ def simulate(
             for notice in runtime.notices():
                 emit(notice)
             return _run_rounds(plan, folder, model, data, runtime, emit)
+
+
+def _tell_preflight(plan: Plan, model: tf.keras.Model, emit: EventSink) -> None:
+    """Says what the noise leaves of the updates, before time is spent on it."""
+    found = preflight(plan, weights=layout_of(model).size)
+    if found is not None:
+        event = {"event": "preflight", "signal_to_noise": found.signal_to_noise}
+        emit({**event, "warning": found.warning} if found.warning else event)
 
 
 def _initial_model(
@@ -141,6 +150,7 @@ def _run_rounds(
     rounds = plan.server.rounds
     run = _Run(plan, folder, model, data, runtime, emit, process, ledger, evaluator, states)
     if done < rounds:
+        _tell_preflight(plan, model, emit)
         # Over no users at all: compiles, and makes the graphs' sessions on every worker.
         process.next(state, run.shards(np.zeros(0, np.int64)))
         emit({"event": "traced", "seconds": round(time.monotonic() - began, 2)})

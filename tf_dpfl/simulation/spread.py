@@ -8,7 +8,7 @@ order, so that a round's result does not depend on who computed it, or how often
 
 from __future__ import annotations
 
-import asyncio
+import contextlib
 import functools
 import queue
 import threading
@@ -17,6 +17,7 @@ from collections.abc import Sequence
 from concurrent.futures import Future, wait
 from typing import Any
 
+import grpc
 import tensorflow_federated as tff
 from tensorflow_federated.python.common_libs import structure
 from tensorflow_federated.python.core.backends.native import compiler, mergeable_comp_compiler
@@ -26,13 +27,21 @@ from tensorflow_federated.python.core.environments.tensorflow_frontend import (
 from tensorflow_federated.python.core.impl.execution_contexts import (
     mergeable_comp_execution_context,
 )
+from tensorflow_federated.python.core.impl.executors.cardinalities_utils import (
+    infer_cardinalities,
+)
+from tensorflow_federated.python.core.impl.executors.executors_errors import RetryableError
 from tensorflow_federated.python.core.impl.types import type_analysis, type_conversions
 
 from tf_dpfl.protocol.errors import StateError
+from tf_dpfl.simulation.remote_calls import RemoteCalls
 from tf_dpfl.simulation.workers import Worker
 
 _ASK_AGAIN_S = 0.1
 _MOST_EXECUTORS = 3  # an empty cohort's, a full one's, and that of another size
+
+# Between a failure and the next attempt; doubled each time.
+_FIRST_PAUSE_S, _LONGEST_PAUSE_S = 0.002, 30.0
 
 
 class SpreadContext(tff.framework.SyncContext):
@@ -150,69 +159,77 @@ class _Crew:
         return ready
 
 
-class _Executors(tff.framework.ExecutorFactory):
-    """The remote executors of one part: TFF asks for one, and drops it after a failure."""
-
-    def __init__(self, crew: _Crew, part: int):
-        self._crew = crew
-        self._part = part
-        self._executors: dict[int, Any] = {}
-
-    def create_executor(self, cardinalities: Any) -> Any:
-        """The executor for so many clients, on a worker that answers."""
-        clients = cardinalities.get(tff.CLIENTS, 0)  # 0: no clients, or an empty cohort
-        if not self._crew.is_at_home(self._part):
-            self._close_all()
-        if clients not in self._executors:
-            if len(self._executors) == _MOST_EXECUTORS:  # each holds the graphs' sessions
-                self._executors.pop(next(iter(self._executors))).close()
-            worker = self._crew.worker_for(self._part)
-            # Values are let go at once: by default a worker keeps several rounds' data.
-            executor = tff.framework.RemoteExecutor(worker.stub, dispose_batch_size=1)
-            executor.set_cardinalities({tff.CLIENTS: clients})
-            self._executors[clients] = executor
-        return self._executors[clients]
-
-    def clean_up_executor(self, cardinalities: Any) -> None:  # noqa: ARG002
-        """Forgets what stood on a worker that failed."""
-        self._close_all()
-
-    def _close_all(self) -> None:
-        while self._executors:
-            self._executors.popitem()[1].close()
-
-
 class _Part:
     """A part of the clients: a thread that computes for it, wherever it can."""
 
     def __init__(self, crew: _Crew, index: int, compiled: Any):
-        self._context = tff.framework.AsyncExecutionContext(
-            executor_fn=_Executors(crew, index),
-            compiler_fn=compiled,
-            transform_args=tensorflow_computation.transform_args,
-            transform_result=tensorflow_computation.transform_result,
-        )
-        self._loop = asyncio.new_event_loop()
+        self._crew = crew
+        self._index = index
+        self._compiled = compiled
+        self._calls: dict[int, RemoteCalls] = {}
+        self._todo: queue.SimpleQueue[tuple[Future[Any], Any, Any] | None] = queue.SimpleQueue()
+        self._closed = threading.Event()
         threading.Thread(target=self._work, daemon=True).start()
 
     def start(self, comp: Any, arg: Any) -> Future[Any]:
-        """Begins to compute; TFF tries again when a worker fails."""
-        return asyncio.run_coroutine_threadsafe(self._context.invoke(comp, arg), self._loop)
+        """Begins to compute; tries again when a worker fails."""
+        future: Future[Any] = Future()
+        self._todo.put((future, comp, arg))
+        return future
 
     def close(self) -> None:
         """Ends the thread once the call it is in returns; nobody waits for the result."""
-        self._loop.call_soon_threadsafe(self._cancel)
+        self._closed.set()
+        self._todo.put(None)
 
     def _work(self) -> None:
-        try:
-            self._loop.run_forever()
-        finally:
-            self._loop.close()
+        for future, comp, arg in iter(self._todo.get, None):
+            try:
+                future.set_result(self._compute(comp, arg))
+            except BaseException as error:  # it belongs to whoever waits for the result
+                future.set_exception(error)
+            del future, comp, arg  # a round's values, until the next one
 
-    def _cancel(self) -> None:
-        for task in asyncio.all_tasks(self._loop):
-            task.cancel()
-        self._loop.call_soon(self._loop.stop)  # after the tasks have seen it
+    def _compute(self, comp: Any, arg: Any) -> Any:
+        native, arg, pause_s = self._compiled(comp), _without_tensors(arg), _FIRST_PAUSE_S
+        signature = comp.type_signature
+        # None: no clients, or an empty cohort.
+        clients = infer_cardinalities(arg, signature.parameter).get(tff.CLIENTS, 0)
+        while True:
+            try:
+                result = self._calls_of(clients).call(native, arg)
+                return type_conversions.type_to_py_container(result, signature.result)
+            except Exception as error:
+                self._close_all()  # what stood on a worker that failed
+                if not isinstance(error, RetryableError) or self._closed.wait(pause_s):
+                    raise
+                pause_s = min(2 * pause_s, _LONGEST_PAUSE_S)
+
+    def _calls_of(self, clients: int) -> RemoteCalls:
+        """Calls over so many clients, on a worker that answers."""
+        if not self._crew.is_at_home(self._index):
+            self._close_all()
+        if clients not in self._calls:
+            if len(self._calls) == _MOST_EXECUTORS:  # each holds the graphs' sessions
+                self._calls.pop(next(iter(self._calls))).close()
+            worker = self._crew.worker_for(self._index)
+            self._calls[clients] = RemoteCalls(worker.stub, clients=clients)
+        return self._calls[clients]
+
+    def _close_all(self) -> None:
+        while self._calls:
+            # A worker that is gone has nothing to forget.
+            with contextlib.suppress(grpc.RpcError, RetryableError):
+                self._calls.popitem()[1].close()
+
+
+def _without_tensors(value: Any) -> Any:
+    """`value` with NumPy arrays in the place of tensors."""
+    if isinstance(value, structure.Struct):
+        return structure.Struct(
+            (name, _without_tensors(part)) for name, part in structure.iter_elements(value)
+        )
+    return tensorflow_computation.transform_args(value)
 
 
 def _mergeable_form(comp: Any) -> Any:

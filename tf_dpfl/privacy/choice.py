@@ -1,0 +1,108 @@
+"""Which mechanism disturbs the training least: candidates of a plan, and their errors.
+
+What is compared is the error of the prefix sums: the server's model is the sum
+of all averages so far, so the noise in that sum is the noise in the model.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Sequence
+from dataclasses import replace
+
+from tf_dpfl.privacy.factorisation import banded_last_error, banded_prefix_error
+from tf_dpfl.privacy.mechanism import MIN_SEPARATION
+from tf_dpfl.privacy.tree import tree_last_error, tree_prefix_error
+from tf_dpfl.protocol.contradictions import MOST_ROUNDS_OF_A_TREE
+from tf_dpfl.protocol.plan import Plan
+
+# Beyond so many rounds the factorisation's error takes longer than it is worth: bands
+# times rounds of products.
+_MOST_ROUNDS_OF_BANDS = 100_000
+
+
+def candidates(plan: Plan) -> Iterator[Plan]:
+    """Every plan that `mechanism = "auto"` may become, with the sampling each one needs.
+
+    Independent noise with the plan's own sampling, unless that is "min_separation";
+    the tree; and bands of every power of two up to the separation, and of all of it.
+    """
+    rounds, separation = plan.server.rounds, plan.clients.separation
+    if plan.clients.sampling != MIN_SEPARATION:
+        yield _with(plan, mechanism="gaussian", sampling=plan.clients.sampling)
+    if rounds <= MOST_ROUNDS_OF_A_TREE:
+        yield _with(plan, mechanism="tree", sampling=MIN_SEPARATION)
+    if rounds <= _MOST_ROUNDS_OF_BANDS:
+        most = min(separation, rounds)
+        for bands in sorted({*(2**i for i in range(most.bit_length())), most}):
+            yield _with(plan, mechanism="banded", sampling=MIN_SEPARATION, bands=bands)
+
+
+def _with(plan: Plan, *, mechanism: str, sampling: str, bands: int | None = None) -> Plan:
+    return replace(
+        plan,
+        clients=replace(plan.clients, sampling=sampling),
+        privacy=replace(plan.privacy, mechanism=mechanism, bands=bands),
+    )
+
+
+def prefix_error(plan: Plan) -> float:
+    """Root mean square deviation of the noise in the sums over rounds 1 to t, t to the last.
+
+    Per weight, on the sum of updates, in clip norms; for a plan with a noise multiplier.
+    """
+    rounds = plan.server.rounds
+    if plan.privacy.mechanism == "tree":
+        error = tree_prefix_error(rounds=rounds)
+    elif plan.privacy.mechanism == "banded":
+        error = banded_prefix_error(bands=plan.bands, rounds=rounds)
+    else:
+        error = math.sqrt((rounds + 1) / 2)
+    return plan.privacy.calibrated_noise_multiplier * error
+
+
+def last_error(plan: Plan) -> float:
+    """Deviation of the noise in the sum over all rounds; otherwise as `prefix_error`."""
+    rounds = plan.server.rounds
+    if plan.privacy.mechanism == "tree":
+        error = tree_last_error(rounds=rounds)
+    elif plan.privacy.mechanism == "banded":
+        error = banded_last_error(bands=plan.bands, rounds=rounds)
+    else:
+        error = math.sqrt(rounds)
+    return plan.privacy.calibrated_noise_multiplier * error
+
+
+def with_least_error(calibrated: Sequence[Plan], *, target_epsilon: float) -> Plan:
+    """The plan of the least prefix error, and its `chosen_because`.
+
+    Args:
+      calibrated: candidates, each with the noise that gives `target_epsilon`; one at least.
+      target_epsilon: for the words alone.
+    """
+    ranked = sorted(calibrated, key=prefix_error)
+    best = ranked[0]
+    errors = ", ".join(f"{_name(plan)} {prefix_error(plan):.4g}" for plan in _best_of_each(ranked))
+    clients = best.clients
+    reason = (
+        f"least error of the sums over rounds, in clip norms: {errors}; at epsilon "
+        f"{target_epsilon:g}, delta {best.privacy.delta:g}, {best.server.rounds} rounds, "
+        f"{clients.clients_per_round} of {clients.population} users a round"
+    )
+    return replace(best, privacy=replace(best.privacy, chosen_because=reason))
+
+
+def _best_of_each(ranked: Sequence[Plan]) -> Iterator[Plan]:
+    seen = set()
+    for plan in ranked:
+        if plan.privacy.mechanism not in seen:
+            seen.add(plan.privacy.mechanism)
+            yield plan
+
+
+def _name(plan: Plan) -> str:
+    if plan.privacy.mechanism == "gaussian":
+        return f"gaussian ({plan.clients.sampling} sampling)"
+    if plan.privacy.mechanism == "banded":
+        return f"banded ({plan.bands} bands)"
+    return plan.privacy.mechanism
