@@ -8,7 +8,8 @@ from dp_accounting import dp_event, pld, rdp
 from scipy import stats
 
 from tf_dpfl.privacy.accounting import central_epsilon, renyi_curves
-from tf_dpfl.privacy.mechanism import ExampleGaussianEpochs, GaussianRounds
+from tf_dpfl.privacy.factorisation import banded_sensitivity
+from tf_dpfl.privacy.mechanism import BandedRounds, ExampleGaussianEpochs, GaussianRounds
 from tf_dpfl.privacy.tuning_cost import (
     grid_cost,
     random_cost,
@@ -16,6 +17,7 @@ from tf_dpfl.privacy.tuning_cost import (
     repeated_and_selected,
     score_mechanism,
 )
+from tf_dpfl.protocol.gaussian import gaussian_epsilon
 
 DELTA = 1e-5
 # One release of this noise has epsilon 2 at DELTA by Renyi accounting.
@@ -187,3 +189,17 @@ def test_held_out_scores_do_not_go_without_noise():
         release_of_try([POISSON, POISSON])
     with pytest.raises(ValueError, match="score_noise=5.0"):
         release_of_try([POISSON], score_noise=5.0)
+
+
+def test_correlated_rounds_are_repeated_as_the_one_release_they_are():
+    banded = BandedRounds(5.0, "min_separation", 1 / 12, 24, separation=12, first_round=1, bands=12)
+    sensitivity = banded_sensitivity(bands=12, separation=12, rounds=24)
+    event = dp_event.GaussianDpEvent(5.0 / sensitivity)
+    assert random_epsilon(banded) == pytest.approx(selected_epsilon(event, 10), rel=0.01)
+    score = dp_event.GaussianDpEvent(3.0)
+    both = selected_epsilon(dp_event.ComposedDpEvent([event, score]), 10)
+    assert random_epsilon(banded, banded, score_noise=3.0) == pytest.approx(both, rel=0.01)
+    # Two tries are two releases, and never one longer run.
+    two = grid_cost([release_of_try([banded])] * 2, delta=DELTA).epsilon
+    exact = gaussian_epsilon(noise_multiplier=5.0 / sensitivity / math.sqrt(2), delta=DELTA)
+    assert two == pytest.approx(exact, rel=1e-6)

@@ -72,6 +72,16 @@ def test_every_sampling_that_is_tried_is_named():
         assert said in text
 
 
+def test_a_mechanism_is_searched_with_the_sampling_it_needs():
+    apart = replace(PLAN, clients=replace(PLAN.clients, sampling="min_separation"))
+    apart = replace(apart, privacy=replace(apart.privacy, mechanism="banded"))
+    search, charges = charges_of("mechanism=banded,tree", plan=apart, folds=2)
+    cost = charges.cost(grid(search.keys))
+    assert cost.relation == "zero-out" and cost.epsilon < cost.epsilon_with_training < math.inf
+    text = " ".join(cost_in_words(search, cost, tries=2, samplings=charges.samplings()))
+    assert "in none of the 4 rounds after it" in text
+
+
 def test_a_random_search_states_both_prices():
     search, charges = charges_of("clip_norm=0.1..1", method="random", folds=2)
     cost = charges.cost([{"privacy.clip_norm": 0.5}] * 30)

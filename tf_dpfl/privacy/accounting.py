@@ -26,6 +26,8 @@ from functools import lru_cache
 from importlib import metadata
 from typing import Any
 
+import numpy as np
+
 from tf_dpfl.privacy.accounting_examples import example_epsilon, log_of_mixture
 from tf_dpfl.privacy.accounting_renyi import (
     RenyiCurve,
@@ -286,7 +288,11 @@ def _pld_epsilon_on_grid(rounds: Sequence[GaussianRounds], delta: float, step: f
         one = _pld_of_round(m.noise_multiplier, m.sampling_probability, step)
         composed = one.self_compose(m.rounds)
         total = composed if total is None else total.compose(composed)
-    return 0.0 if total is None else float(total.get_epsilon_for_delta(delta))
+    if total is None:
+        return 0.0
+    # With little noise a quotient in there is beyond every float: infinite, an upper bound.
+    with np.errstate(over="ignore"):
+        return float(total.get_epsilon_for_delta(delta))
 
 
 @lru_cache(maxsize=16)

@@ -90,7 +90,11 @@ class Charges:
         for plan in self._plans():
             clients = plan.clients
             text = words_of(plan.privacy).sampling[clients.sampling]
-            texts.append(text.format(q=clients.sampling_probability))
+            texts.append(
+                text.format(
+                    q=clients.sampling_probability, separation_less_one=clients.separation - 1
+                )
+            )
         return list(dict.fromkeys(texts))
 
     @property

@@ -26,6 +26,7 @@ _MOST_SETTINGS = 10_000  # each is checked as a plan before the first is tried
 _ONE_BUDGET = "what the tries cost could not be compared"
 _ONE_DATA_SET = "the tries would be judged on different data"
 _NOT_SEARCHED = {
+    "privacy.chosen_because": "it changes nothing",
     "privacy.delta": _ONE_BUDGET,
     "privacy.unit": _ONE_BUDGET,
     "clients.population": _ONE_DATA_SET,
