@@ -57,6 +57,23 @@ def test_wanted_epsilon_is_reached_and_not_exceeded(plan_file, capsys, epsilon):
     assert 0.99 * epsilon <= reached <= epsilon
 
 
+@pytest.mark.parametrize("what", ["rounds", "cohort"])
+def test_rounds_or_a_cohort_are_solved_for_with_the_plans_noise(plan_file, capsys, what):
+    argv = ["privacy", str(plan_file), "--epsilon", "3", "--solve", what, "--delta", "1e-4"]
+    assert main([*argv, "--json", "--set", "privacy.smallest_cohort=1"]) == 0
+    printed = capsys.readouterr()
+    card = json.loads(printed.out)
+    assert card["central"]["epsilon_when_all_rounds_are_done"] <= 3
+    assert card["central"]["delta"] == 1e-4
+    key = {"rounds": "server.rounds", "cohort": "clients.clients_per_round"}[what]
+    assert f"the most that epsilon 3 allows: {key}=" in printed.err
+
+
+def test_solving_needs_an_epsilon(plan_file, capsys):
+    assert main(["privacy", str(plan_file), "--solve", "rounds"]) == 2
+    assert "--solve rounds needs --epsilon" in capsys.readouterr().err
+
+
 def test_less_noise_costs_more_and_none_is_infinite(plan_file, capsys):
     epsilons = [
         printed_json(

@@ -11,6 +11,7 @@ from tf_dpfl.client_work.per_example import (
     clipped_gradient_sum,
     one_pass,
 )
+from tf_dpfl.client_work.per_example.groups import LookupGroup
 
 WEIGHT = np.array([1, 1, 0, 1, 1, 1], np.float32)
 
@@ -38,6 +39,30 @@ def test_one_pass_is_the_sum_of_clipped_tape_gradients(name):
     assert chosen(model, batch).name == "one_pass"
     got = cases.clipped_sum(model, batch, WEIGHT, clip_norm, "one_pass")
     assert relative(got, cases.expected_sum(gradients, WEIGHT, clip_norm)) < 3e-5
+
+
+@pytest.mark.parametrize(
+    ("lookups", "table"),
+    [(9, 7), (9, 9 * 256), (9, 9 * 256 + 1), (127, 3), (128, 3), (200, 1)],
+)
+def test_ids_that_repeat_count_as_often_as_they_do(lookups, table):
+    """By counting them and, of tables or examples that are large, by sorting them."""
+    draw = np.random.default_rng(0)
+    ids = draw.integers(0, table, (4, lookups)).astype(np.int32)
+    ids[1] = table - 1  # one id alone, the last one
+    ids[2, ::2] = ids[2, 0]
+    column = draw.normal(size=(4, 1, 5)).astype(np.float32)
+    positions = np.arange(1, table * 5 + 1).reshape(table, 5)
+
+    @tf.function(autograph=False)
+    def squared_norms(ids, columns):
+        return LookupGroup(ids, columns, positions, None).squared_norms()
+
+    got = squared_norms(tf.constant(ids), tf.constant(column))
+    for example in range(4):
+        gradient = np.zeros((table, 5))
+        np.add.at(gradient, ids[example], column[example, 0].astype(np.float64))
+        np.testing.assert_allclose(got[example], np.sum(gradient**2), rtol=1e-6)
 
 
 @pytest.mark.parametrize("name", ["mlp", "group_norm", "embedding", "tied", "lstm"])

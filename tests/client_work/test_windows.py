@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
-from tf_dpfl.client_work.windows import Axis, patch_steps, patches
+from tf_dpfl.client_work.windows import Axis, patch_steps, patches, rows_at_once
 
 # kernel, stride, dilation of rows and of columns; channels. The last of a row are
 # runs long enough for one stage, and short ones for two.
@@ -21,6 +21,10 @@ WINDOWS = [
     ((2, 3), (3, 1), (1, 1), 2),
     ((3, 2), (1, 1), (2, 3), 2),
     ((1, 5), (1, 4), (1, 1), 1),
+    ((3, 5), (2, 4), (1, 1), 1),
+    ((2, 9), (1, 1), (1, 1), 1),
+    ((2, 12), (1, 1), (1, 1), 1),
+    ((2, 6), (1, 4), (1, 1), 1),
 ]
 
 
@@ -64,6 +68,27 @@ def test_a_pixel_for_a_window_needs_no_copies() -> None:
     assert [step.kind for step in steps] == ["reshape"]
 
 
-def test_a_short_run_is_gathered_in_two_stages() -> None:
+def test_a_short_run_is_copied_in_two_stages() -> None:
     steps = patch_steps([2, 28, 28, 1], Axis(28, 13, 4, 2, 1, 0), Axis(28, 13, 4, 2, 1, 0))
+    assert [step.kind for step in steps].count("slices") == 1
+    assert [step.kind for step in steps].count("gather") == 1
+
+
+def test_windows_that_never_lie_side_by_side_are_gathered_twice() -> None:
+    steps = patch_steps([2, 20, 20, 1], Axis(20, 4, 5, 4, 1, 0), Axis(20, 4, 5, 4, 1, 0))
     assert [step.kind for step in steps].count("gather") == 2
+
+
+@pytest.mark.parametrize(
+    ("batch", "places", "expected"),
+    [
+        (32, 196, (8, 784)),
+        (32, 25, (2, 400)),
+        (6, 100, (1, 600)),
+        (7, 200, (7, 200)),
+        (4, 5000, (4, 5000)),
+        (1, 1, (1, 1)),
+    ],
+)
+def test_products_take_whole_images(batch: int, places: int, expected: tuple[int, int]) -> None:
+    assert rows_at_once(batch, places) == expected

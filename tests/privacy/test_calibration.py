@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from privacy_plans import small_plan
 
 from tf_dpfl.privacy.accounting import central_epsilon
-from tf_dpfl.privacy.calibration import calibrate_plan, calibrated_noise
+from tf_dpfl.privacy.calibration import calibrate_plan, calibrated_noise, solve_plan
 from tf_dpfl.privacy.mechanism import GaussianRounds, mechanism_of_plan
 from tf_dpfl.protocol.errors import PlanError
 from tf_dpfl.protocol.gaussian import gaussian_epsilon
@@ -91,3 +91,52 @@ def test_a_target_no_usable_noise_gives_is_a_plan_error(target):
 def test_a_target_that_is_none_is_a_plan_error(target):
     with pytest.raises(PlanError, match="must be > 0"):
         calibrated_noise(GaussianRounds(1.0, "fixed", 0.1, 1), target_epsilon=target, delta=1e-5)
+
+
+@pytest.mark.parametrize("what", ["rounds", "cohort"])
+@pytest.mark.parametrize("sampling", ["poisson", "fixed"])
+@pytest.mark.parametrize("target", [1.5, 4.0])
+def test_one_round_or_client_more_than_was_solved_for_would_miss_the_target(what, sampling, target):
+    noise = 1.0 if sampling == "poisson" else 8.0
+    start = small_plan(
+        clients={"sampling": sampling},
+        privacy={"noise_multiplier": noise, "smallest_cohort": 1},
+    )
+    plan = solve_plan(start, target_epsilon=target, what=what)
+
+    def epsilon(plan):
+        spent = mechanism_of_plan(plan, rounds=plan.server.rounds)
+        return central_epsilon([spent], delta=plan.privacy.delta)
+
+    assert epsilon(plan) <= target
+    if what == "rounds":
+        more = replace(plan, server=replace(plan.server, rounds=plan.server.rounds + 1))
+        assert replace(plan, server=start.server) == start
+    else:
+        count = plan.clients.clients_per_round
+        if count == plan.clients.population:
+            return
+        more = replace(plan, clients=replace(plan.clients, clients_per_round=count + 1))
+        assert replace(plan, clients=start.clients) == start
+    assert epsilon(more) > target
+
+
+def test_a_whole_population_is_the_largest_cohort():
+    plan = small_plan(privacy={"noise_multiplier": 500.0, "smallest_cohort": 1})
+    assert solve_plan(plan, target_epsilon=4.0, what="cohort").clients.clients_per_round == 1000
+
+
+def test_what_can_not_be_solved_for_says_why():
+    plan = small_plan(privacy={"noise_multiplier": 0.3})
+    with pytest.raises(PlanError, match=r"server.rounds=1 costs .*; raise it, or solve for the"):
+        solve_plan(plan, target_epsilon=0.1, what="rounds")
+    tight = small_plan(privacy={"noise_multiplier": 0.8})
+    with pytest.raises(PlanError, match=r"smallest_cohort=25 must be at most"):
+        solve_plan(tight, target_epsilon=1.0, what="cohort")
+    banded = small_plan(
+        clients={"sampling": "min_separation"},
+        privacy={"noise_multiplier": 4.0, "noise": "server", "mechanism": "banded"},
+    )
+    with pytest.raises(PlanError, match="another separation"):
+        solve_plan(banded, target_epsilon=1.0, what="cohort")
+    assert solve_plan(banded, target_epsilon=4.0, what="rounds").server.rounds > 1

@@ -63,7 +63,12 @@ class Workers:
         self.started[index].process.wait()
 
     def start(self, index):
-        self.started[index] = start_worker(self.started[index].port, concurrent_calls=1)
+        for _ in range(100):  # what was killed lets its port go a little later
+            with contextlib.suppress(StateError):
+                self.started[index] = start_worker(self.started[index].port, concurrent_calls=1)
+                return
+            time.sleep(0.05)
+        raise StateError(f"port {self.started[index].port} stays in use")
 
     def close(self):
         for worker in self.started:
@@ -102,20 +107,23 @@ def test_several_workers_give_the_weights_of_one(data, two):
 
 def kills_in_rounds(workers, seed, victims):
     """A hook that kills a worker at a random moment of each round, and starts it later."""
-    moments = random.Random(seed)
+    moments, kills = random.Random(seed), []
 
     def between(number):
+        for kill in kills:
+            kill.join()  # a round may be over before: one worker is dead at a time
         for index in range(len(workers.started)):
             if workers.is_dead(index):
                 workers.start(index)
         victim = victims[number % len(victims)]
-        threading.Timer(moments.uniform(0.0, 0.3), workers.kill, [victim]).start()
+        kills.append(threading.Timer(moments.uniform(0.0, 0.3), workers.kill, [victim]))
+        kills[-1].start()
 
     return between
 
 
 def killed_and_compared(data, count, seed, rounds, victims):
-    plan = plan_of(epochs=60)  # a round of some tenths of a second, so that it dies in the middle
+    plan = plan_of(epochs=200)  # a round of some tenths of a second, so that it dies in the middle
     with contextlib.closing(Workers(count)) as workers:
         undisturbed, _ = weights_after(data, plan, workers=workers.addresses, rounds=rounds)
         killed, notices = weights_after(

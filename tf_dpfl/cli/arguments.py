@@ -126,6 +126,14 @@ def epsilon(text: str) -> float:
     return _positive(text, unit="epsilon")
 
 
+def delta(text: str) -> float:
+    """An argument that must be a delta in (0, 1)."""
+    value = _positive(text, unit="delta")
+    if not value < 1:
+        raise argparse.ArgumentTypeError(f"{text!r} must be a delta below 1")
+    return value
+
+
 def positive_number(text: str) -> int:
     """An argument that must be an integer >= 1."""
     value = whole_number(text)

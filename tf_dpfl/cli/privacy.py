@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -37,7 +38,20 @@ def add_parser(commands: Commands) -> None:
         "--epsilon",
         type=arguments.epsilon,
         metavar="E",
-        help="for a plan: solve for the noise that gives a central epsilon of E",
+        help="for a plan: solve for what gives a central epsilon of E (see --solve)",
+    )
+    parser.add_argument(
+        "--delta",
+        type=arguments.delta,
+        metavar="D",
+        help="for a plan: take this delta instead of the plan's",
+    )
+    parser.add_argument(
+        "--solve",
+        choices=["noise", "rounds", "cohort"],
+        default="noise",
+        help="with --epsilon: find the least noise (the default), or, with the plan's noise, the "
+        "most rounds or the largest cohort",
     )
     arguments.add_overrides(parser)
     parser.set_defaults(run=run)
@@ -52,23 +66,37 @@ def run(args: argparse.Namespace) -> None:
 def _card_of_plan(args: argparse.Namespace) -> PrivacyCard:
     """The card before the first round; the noise is solved for when it is not given."""
     overrides = list(args.set)
-    if args.epsilon is not None:
+    if args.delta is not None:
+        overrides.append(f"privacy.delta={args.delta!r}")
+    if args.solve != "noise" and args.epsilon is None:
+        raise PlanError([f"--solve {args.solve} needs --epsilon E, the epsilon to be kept to"])
+    if args.solve == "noise" and args.epsilon is not None:
         overrides.append(f"privacy.target_epsilon={args.epsilon!r}")
     plan = arguments.plan_of(args.source, overrides=overrides)
-    from tf_dpfl.privacy.calibration import calibrate_plan
+    from tf_dpfl.privacy.calibration import SOLVABLE, calibrate_plan, solve_plan
     from tf_dpfl.privacy.card import privacy_card
 
-    return privacy_card(
-        calibrate_plan(plan), rounds_done=0, sampling_enforced_by="nobody yet: nothing was run"
-    )
+    plan = calibrate_plan(plan)
+    if args.solve != "noise":
+        plan = solve_plan(plan, target_epsilon=args.epsilon, what=args.solve)
+        section, key = SOLVABLE[args.solve]
+        found = getattr(getattr(plan, section), key)
+        print(
+            f"dpfl: the most that epsilon {args.epsilon:g} allows: {section}.{key}={found}",
+            file=sys.stderr,
+        )
+    return privacy_card(plan, rounds_done=0, sampling_enforced_by="nobody yet: nothing was run")
 
 
 def _card_of_folder(args: argparse.Namespace) -> PrivacyCard:
     """What a run or a server has spent, as it noted it, counted again."""
     folder: Path = args.source
-    if args.set or args.epsilon is not None:
+    if args.set or args.epsilon is not None or args.delta is not None:
         raise PlanError(
-            [f"{folder}: --set and --epsilon are for a plan; what was spent cannot be changed"]
+            [
+                f"{folder}: --set, --epsilon and --delta are for a plan; what was spent cannot be "
+                "changed"
+            ]
         )
     if arguments.is_run(folder):
         plan = arguments.plan_of(folder, overrides=())

@@ -1,4 +1,4 @@
-"""Solving a target epsilon into the noise multiplier that gives it."""
+"""Solving a target epsilon into the noise that gives it, or into rounds or a cohort."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from tf_dpfl.privacy.accounting import central_epsilon
 from tf_dpfl.privacy.choice import candidates, with_least_error
 from tf_dpfl.privacy.mechanism import Mechanism, mechanism_of_plan
 from tf_dpfl.protocol.errors import PlanError
-from tf_dpfl.protocol.plan import Plan
+from tf_dpfl.protocol.plan import Plan, plan_from_dict, plan_to_dict
 
 # The result's epsilon lies in [_CLOSENESS * target, target].
 _CLOSENESS = 0.99
@@ -16,6 +16,7 @@ _CLOSENESS = 0.99
 _SMALLEST_NOISE = 1e-3
 _LARGEST_NOISE = 1e5
 _MOST_BISECTIONS = 60
+_MOST_ROUNDS = 1_000_000  # that are solved for: the accounting of more takes minutes
 
 
 def calibrate_plan(plan: Plan) -> Plan:
@@ -50,6 +51,68 @@ def calibrate_plan(plan: Plan) -> Plan:
     calibrated = plan.with_noise_multiplier(noise)
     _ = calibrated.noise_multiplier_of_updates  # PlanError where a count would need more noise
     return calibrated
+
+
+SOLVABLE = {
+    "rounds": ("server", "rounds"),
+    "cohort": ("clients", "clients_per_round"),
+}
+"""What `solve_plan` can find besides the noise, and the plan's key for it."""
+
+
+def solve_plan(plan: Plan, *, target_epsilon: float, what: str) -> Plan:
+    """The plan with as many rounds, or as large a cohort, as the target allows.
+
+    The noise stays that of the plan. A larger cohort costs more for it is drawn more
+    often; it is what the same noise is divided by.
+
+    Args:
+      plan: with a noise multiplier.
+      target_epsilon: > 0, for all rounds together.
+      what: of `SOLVABLE`.
+
+    Raises PlanError when the plan has no noise multiplier, or even one round, or one
+    client a round, would cost more than the target; when what is found contradicts
+    another part of the plan.
+    """
+    if what == "cohort" and plan.privacy.is_correlated:
+        raise PlanError(
+            [
+                f'privacy.mechanism="{plan.privacy.mechanism}": another cohort is another '
+                "separation, and another mechanism; solve for the noise or the rounds"
+            ]
+        )
+    section, key = SOLVABLE[what]
+    most = plan.clients.population if what == "cohort" else _MOST_ROUNDS
+    noise = plan.privacy.calibrated_noise_multiplier
+
+    def epsilon(number: int) -> float:
+        changed = _with(plan, section, key, number)
+        release = mechanism_of_plan(changed, rounds=changed.server.rounds)
+        return central_epsilon([release], delta=plan.privacy.delta)
+
+    if not epsilon(1) <= target_epsilon:
+        raise PlanError(
+            [
+                f"privacy.noise_multiplier={noise:g} is too small for epsilon {target_epsilon:g}: "
+                f"{section}.{key}=1 costs {epsilon(1):.4g}; raise it, or solve for the noise"
+            ]
+        )
+    low, high = 1, 2
+    while high < most and epsilon(high) <= target_epsilon:
+        low, high = high, 2 * high
+    if high >= most and epsilon(most) <= target_epsilon:
+        low = high = most
+    high = min(high, most)
+    while high - low > 1:
+        middle = (low + high) // 2
+        low, high = (middle, high) if epsilon(middle) <= target_epsilon else (low, middle)
+    # Checked as a whole: a smallest cohort, say, may no longer fit.
+    return plan_from_dict(plan_to_dict(_with(plan, section, key, low)))
+
+
+def _with(plan: Plan, section: str, key: str, value: int) -> Plan:
+    return replace(plan, **{section: replace(getattr(plan, section), **{key: value})})
 
 
 def calibrated_noise(release: Mechanism, *, target_epsilon: float, delta: float) -> float:

@@ -3,9 +3,10 @@
 Prefix sums A = B C, with C lower triangular, Toeplitz and of few bands. What is
 released of all rounds' sums X is X + C^-1 Z, Z independent Gaussian draws: it is made
 from C X + Z alone, so the privacy is that of one Gaussian release of C X, also when
-rounds depend on what was released before (Denisov et al. 2202.08312, theorem 2.1).
-The square root of A is the factor of least error of all Toeplitz ones without bands;
-its truncation keeps a user's rounds apart (Choquette-Choo et al. 2306.08153).
+rounds depend on what was released before (Denisov et al. 2202.08312). C is the
+square root of A with all but its first diagonals left out (Kalinin & Lampert
+2405.13763): what a user adds in rounds that are far enough apart then meets no
+common row (Choquette-Choo et al. 2306.08153).
 """
 
 from __future__ import annotations
@@ -21,8 +22,8 @@ Float64 = NDArray[np.float64]
 def banded_coefficients(bands: int) -> Float64:
     """First column of C, float64 [bands]: the series of (1 - x)^(-1/2), truncated.
 
-    The square root of the matrix of prefix sums has these on its diagonals
-    (Henzinger et al. 2207.09037): c[0] = 1, c[i] = c[i - 1] (2 i - 1) / (2 i).
+    The square root of the matrix of prefix sums has these on its diagonals:
+    c[0] = 1, c[i] = c[i - 1] (2 i - 1) / (2 i).
     """
     if not bands >= 1:
         raise ValueError(f"bands={bands!r} must be >= 1")
@@ -35,7 +36,7 @@ def banded_sensitivity(*, bands: int, separation: int, rounds: int) -> float:
 
     With its rounds at least `separation` >= `bands` apart the columns of C they meet share
     no row, so their squares add up, and there are at most ceil(rounds / separation)
-    of them (2306.08153, theorem 2). A `separation` of 1 stands for users that may be in every
+    of them (2306.08153). A `separation` of 1 stands for users that may be in every
     round: all columns overlap then, and are worst when the updates are equal.
 
     Raises ValueError for a separation in between, which no closed form here covers.

@@ -24,6 +24,10 @@ _SMALLEST = float(np.finfo(np.float32).tiny)  # what is below may be flushed to 
 # multiplications of a matrix product (measured in tflite-runtime 2.14).
 _MULTIPLICATIONS_PER_ENTRY = 12
 
+# Counting the ids of an example in a byte for each row of the table costs less than sorting
+# them while the table has not more rows for each id (measured in LiteRT 2.3).
+_ROWS_PER_LOOKUP = 256
+
 
 class Group(Protocol):
     """Gradients with respect to the weights at `positions`."""
@@ -120,7 +124,7 @@ class LookupGroup:
         """As `Group`."""
         if self._is_repeated():
             # A row that is looked up n times gets n times the column.
-            counts = sum_of_squares(_counts_of_equal_ids(self.ids))
+            counts = _squared_counts(self.ids, table=self.positions.shape[0])
             smallest = self.columns.shape[2] * _SMALLEST  # as for products
             return counts * (sum_of_squares(self.columns[:, 0]) + smallest)
         squared = sum_of_squares(_sums_of_equal_ids(self.ids, self.columns))
@@ -216,12 +220,22 @@ def _sums_of_equal_ids(ids: tf.Tensor, columns: tf.Tensor) -> tf.Tensor:
     return tf.reshape(sums, [examples, size * width])
 
 
-def _counts_of_equal_ids(ids: tf.Tensor) -> tf.Tensor:
-    """How often each id of an example occurs, float32 [B, S], with zeros left over."""
+def _squared_counts(ids: tf.Tensor, *, table: int) -> tf.Tensor:
+    """The sum of squares of how often each id of an example occurs, exact, float32 [B].
+
+    `table` is the number of ids there are.
+    """
     examples, size = ids.shape
-    _, slot = _slots(ids)
-    counts = tf.scatter_nd(slot, tf.ones([examples * size]), [examples * size])
-    return tf.reshape(counts, [examples, size])
+    if size > tf.int8.max or table > _ROWS_PER_LOOKUP * size:
+        _, slot = _slots(ids)
+        counts = tf.scatter_nd(slot, tf.ones([examples * size]), [examples * size])
+        return sum_of_squares(tf.reshape(counts, [examples, size]))
+    # Each example has counters of its own. Whoever looks up an id finds how often it occurs.
+    counter = ids + np.arange(examples, dtype=np.int32)[:, np.newaxis] * table
+    ones = tf.ones([examples * size], tf.int8)
+    counts = tf.scatter_nd(tf.reshape(counter, [-1, 1]), ones, [examples * table])
+    found = tf.gather(counts, counter)
+    return tf.reduce_sum(tf.cast(found, tf.float32), axis=1)
 
 
 def _slots(ids: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:

@@ -6,7 +6,7 @@ from typing import Any
 
 import tensorflow as tf
 
-from tf_dpfl.client_work.windows import FEW_ROWS, patches
+from tf_dpfl.client_work.windows import patches, rows_at_once
 from tf_dpfl.export.gradients.rules import gradient_of
 from tf_dpfl.export.gradients.shapes import refuse, static_shape
 from tf_dpfl.export.gradients.windows import Blocks, Window, pad_or_crop
@@ -32,12 +32,9 @@ def _kernel_gradient(image: Any, grad: Any, window: Window) -> Any:
     met = patches(image, window.rows, window.columns)
     batch, places, size = static_shape(met)
     outputs = static_shape(grad)[3]
-    if places < FEW_ROWS:
-        met = tf.reshape(met, [batch * places, size])
-        total = tf.matmul(tf.transpose(tf.reshape(grad, [batch * places, outputs])), met)
-    else:
-        turned = tf.transpose(tf.reshape(grad, [batch, places, outputs]), [0, 2, 1])
-        total = tf.reduce_sum(tf.matmul(turned, met), axis=0)
+    at_once = rows_at_once(batch, places)
+    turned = tf.transpose(tf.reshape(grad, [*at_once, outputs]), [0, 2, 1])
+    total = tf.reduce_sum(tf.matmul(turned, tf.reshape(met, [*at_once, size])), axis=0)
     kernel = [window.rows.kernel, window.columns.kernel, static_shape(image)[3], outputs]
     return tf.reshape(tf.transpose(total), kernel)
 
@@ -52,9 +49,8 @@ def _image_gradient(image: Any, kernel: Any, grad: Any, window: Window) -> Any:
     batch, _, _, channels = static_shape(image)
     met = patches(grad, rows.outputs, columns.outputs)
     matrix = _kernel_of_blocks(kernel, rows, columns)
-    if static_shape(met)[1] < FEW_ROWS:
-        met = tf.reshape(met, [-1, static_shape(met)[2]])
-    blocks = tf.matmul(met, matrix)
+    _, places, size = static_shape(met)
+    blocks = tf.matmul(tf.reshape(met, [*rows_at_once(batch, places), size]), matrix)
     down, right = rows.outputs.outputs, columns.outputs.outputs
     if rows.size == columns.size:
         pixels = tf.reshape(blocks, [batch, down, right, rows.size * columns.size * channels])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from typing import Any
 
 import numpy as np
@@ -25,16 +26,34 @@ def _window(op: Any) -> Window:
 
 @gradient_of("MaxPool")
 def _max_pool(op: Any, grad: Any) -> Any:
+    """First down to the largest of a window's rows, then to the largest in that row.
+
+    Two windows of one axis each: fewer comparisons and copies than one of both.
+    """
     window = _window(op)
     padded = window.pad(op.inputs[0], value=_LOWEST)
+    across = Window(_every(window.rows.padded), window.columns)
+    down = Window(window.rows, _every(window.columns.outputs))
+    in_row = functools.reduce(tf.maximum, [across.read(padded, tap) for tap in across.taps()])
+    of_row = _to_largest(down, in_row, op.outputs[0], grad)
+    return window.unpad(_to_largest(across, padded, in_row, of_row))
+
+
+def _every(size: int) -> Axis:
+    """Windows of one pixel."""
+    return Axis(size=size, outputs=size, kernel=1, stride=1, dilation=1, before=0)
+
+
+def _to_largest(window: Window, values: Any, largest: Any, grad: Any) -> Any:
+    """`grad` of the `largest` of each window over `values`, at that one of `values`."""
     parts = []
     for tap in window.taps()[:-1]:
         # Of equal values the first one gets the gradient, as in TensorFlow: it takes
         # it away from the rest.
-        part = grad * as_float(window.read(padded, tap) >= op.outputs[0])
+        part = grad * as_float(window.read(values, tap) >= largest)
         grad = grad - part
         parts.append(part)
-    return window.unpad(window.placed([*parts, grad]))
+    return window.placed([*parts, grad])
 
 
 def _pixels_in_window(axis: Axis) -> Any:

@@ -22,6 +22,7 @@ from tf_dpfl.export.tuning import (  # noqa: F401  importing a family registers 
 )
 from tf_dpfl.export.tuning.file import pack, subgraphs_of, unpack
 from tf_dpfl.export.tuning.order import put_first
+from tf_dpfl.export.tuning.reshaping import spare_copies
 from tf_dpfl.export.tuning.rewrites import rewrite
 from tf_dpfl.export.tuning.sharing import drop_unused, share
 
@@ -37,6 +38,7 @@ def tune(content: bytes, *, primary: str | None = None) -> bytes:
     for graph in subgraphs_of(file):
         rewrite(graph)
         share(graph)
+        spare_copies(graph)
     drop_unused(file)
     if primary is not None:
         put_first(file, primary)

@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 from tensorflow.lite.python.schema_py_generated import ActivationFunctionType, Padding
 
-from tf_dpfl.client_work.windows import FEW_ROWS, Axis, patch_steps
+from tf_dpfl.client_work.windows import Axis, patch_steps, rows_at_once
 from tf_dpfl.export.tuning.file import Graph
 from tf_dpfl.export.tuning.rewrites import rewrite_of
 
@@ -36,8 +36,7 @@ def _convolution(graph: Graph, op: Any) -> bool:
     for step in patch_steps(graph.shape(image), rows, columns):
         met = _run(graph, step.kind, met, step.argument)
     batch, places, size = graph.shape(met)
-    if places < FEW_ROWS:
-        met = reshaped(graph, met, [batch * places, size])
+    met = reshaped(graph, met, [*rows_at_once(batch, places), size])
     matrix = reshaped(graph, kernel, [size, graph.shape(kernel)[3]])
     product = graph.add(
         "BATCH_MATMUL",
@@ -90,6 +89,8 @@ def _run(graph: Graph, kind: str, tensor: int, argument: Any) -> int:
         return graph.add("PADV2", inputs, sizes, options="PadV2Options")
     if kind == "reshape":
         return reshaped(graph, tensor, argument.tolist())
+    if kind == "slices":
+        return _joined(graph, [_slice(graph, tensor, *piece) for piece in argument.tolist()])
     return graph.add(
         "GATHER",
         [tensor, graph.constant(argument)],
@@ -98,6 +99,20 @@ def _run(graph: Graph, kind: str, tensor: int, argument: Any) -> int:
         axis=1,
         batchDims=0,
     )
+
+
+def _slice(graph: Graph, matrix: int, start: int, size: int) -> int:
+    """Columns `start` to `start` + `size`."""
+    bounds = [[0, start], [graph.shape(matrix)[0], size]]
+    inputs = [matrix, *(graph.constant(np.array(bound, np.int32)) for bound in bounds)]
+    return graph.add("SLICE", inputs, bounds[1], options="SliceOptions")
+
+
+def _joined(graph: Graph, matrices: list[int]) -> int:
+    """The columns of all, in their order."""
+    sizes = [graph.shape(matrix)[1] for matrix in matrices]
+    shape = [graph.shape(matrices[0])[0], sum(sizes)]
+    return graph.add("CONCATENATION", matrices, shape, options="ConcatenationOptions", axis=1)
 
 
 def reshaped(graph: Graph, tensor: int, shape: Any, *, into: int | None = None) -> int:

@@ -89,7 +89,7 @@ def _computation(graph: Graph, name: str, op: Any) -> tuple[Any, ...]:
 
 def _settled(options: Any) -> Any:
     """The options of an op as something that can be compared."""
-    if options is None:
+    if options is None or not vars(options):  # SLICE has a table of nothing, or none
         return None
     fields = ((k, v.tolist() if hasattr(v, "tolist") else v) for k, v in vars(options).items())
     return type(options).__name__, repr(sorted(fields))
