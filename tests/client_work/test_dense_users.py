@@ -74,7 +74,7 @@ def one_by_one(model, how, x, y, counts):
 
 
 def in_a_block(model, how, x, y, counts, clip_norm):
-    """(sum of the clipped updates, who is broken, squared norms)."""
+    """(sum of the clipped updates, who is broken, squared norms, who is not clipped)."""
     computation = ClientComputation(model, how)
     net = DenseNet(computation, how, examples=EXAMPLES)
     start = [tf.constant(v.numpy()) for v in model.trainable_variables]
@@ -88,10 +88,11 @@ def in_a_block(model, how, x, y, counts, clip_norm):
             net, start, {"x": x, "y": y}, tf.constant(counts), settings=how, random=random
         )
         sums, broken = updates.clipped_sum(tf.constant(clip_norm), tf.constant(counts))
-        return sums, broken, updates.squared_norms
+        unclipped = updates.unclipped(tf.constant(clip_norm), tf.constant(counts))
+        return sums, broken, updates.squared_norms, unclipped
 
-    sums, broken, squared = run(x, y)
-    return flat(sums), broken.numpy(), squared.numpy()
+    sums, *others = run(x, y)
+    return flat(sums), *(other.numpy() for other in others)
 
 
 @pytest.mark.parametrize(
@@ -113,9 +114,11 @@ def test_a_block_trains_each_user_as_by_itself(build, changes):
     assert min(np.linalg.norm(u) for u in updates[:4]) > 0.1
     clip_norm = float(np.median([np.linalg.norm(u) for u in updates[:4]]))  # some are clipped
     expected = sum(clip_by_global_norm(u, clip_norm=clip_norm) for u in updates)
-    total, broken, squared = in_a_block(model, how, x, y, COUNTS, clip_norm)
+    total, broken, squared, unclipped = in_a_block(model, how, x, y, COUNTS, clip_norm)
     np.testing.assert_allclose(total, expected, atol=1e-5)
     assert not broken.any()
+    assert 0 < sum(unclipped[:4]) < 4 and unclipped[4]  # who has no examples is not clipped
+    assert [u <= clip_norm for u in np.sqrt(squared)] == unclipped.tolist()
     np.testing.assert_allclose(np.sqrt(squared), [np.linalg.norm(u) for u in updates], rtol=1e-4)
 
 
@@ -124,7 +127,7 @@ def test_a_norm_is_never_below_that_of_the_update():
     model, how = dense_model(), settings(learning_rate=1.0)
     x, y = examples_of(1)
     x = 1 + x / 1000
-    update, _, squared = in_a_block(model, how, x, y, [EXAMPLES], 1e9)  # nothing is clipped
+    update, _, squared, _ = in_a_block(model, how, x, y, [EXAMPLES], 1e9)  # nothing is clipped
     true = float(np.sum(update.astype(np.float64) ** 2))
     assert true * (1 - 1e-5) <= squared[0] < true * 1.01
 
@@ -137,11 +140,11 @@ def test_a_broken_user_counts_as_zero_and_harms_nobody(value):
         clip_by_global_norm(u, clip_norm=0.5) for u in one_by_one(model, how, x, y, [12, 0, 12])
     )
     x[1, :] = value
-    total, broken, _ = in_a_block(model, how, x, y, [12, 5, 12], 0.5)
+    total, broken, _, unclipped = in_a_block(model, how, x, y, [12, 5, 12], 0.5)
     np.testing.assert_allclose(total, expected, atol=1e-5)
-    assert broken.tolist() == [False, True, False]
-    _, broken, _ = in_a_block(model, how, x, y, [12, 0, 12], 0.5)
-    assert not broken.any()  # a user without examples can not be broken
+    assert broken.tolist() == [False, True, False] and not unclipped[1]
+    _, broken, _, unclipped = in_a_block(model, how, x, y, [12, 0, 12], 0.5)
+    assert not broken.any() and unclipped[1]  # a user without examples can not be broken
 
 
 def mixes_the_batch():

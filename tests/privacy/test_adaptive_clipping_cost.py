@@ -9,6 +9,7 @@ from tf_dpfl.privacy.calibration import calibrate_plan
 from tf_dpfl.privacy.card import privacy_card
 from tf_dpfl.privacy.mechanism import mechanism_of_plan
 from tf_dpfl.protocol.errors import PlanError
+from tf_dpfl.protocol.gaussian import local_epsilon
 
 
 def adaptive(**privacy):
@@ -47,6 +48,16 @@ def test_what_is_charged_is_one_sampled_mechanism_of_both():
     assert card.central_epsilon == charged
     assert card.central_epsilon_rdp == pytest.approx(theirs, rel=0.01)
     assert charged <= theirs
+
+
+def test_a_single_report_costs_what_both_of_its_parts_cost():
+    """Replace-one: the update moves by up to 2 clip norms, its half by up to 1; a share each."""
+    plan = adaptive(noise_multiplier=1.0)
+    share = plan.privacy.smallest_cohort**-0.5
+    parts = [plan.noise_multiplier_of_updates * share / 2, plan.clip_count_stddev * share / 1]
+    report = dp_event.ComposedDpEvent([dp_event.GaussianDpEvent(part) for part in parts])
+    theirs = pld.PLDAccountant().compose(report, 1).get_epsilon(1e-5)
+    assert local_epsilon(plan, reports=1) == pytest.approx(theirs, rel=1e-3)
 
 
 def test_a_solved_noise_without_room_for_the_count_is_refused():
