@@ -24,7 +24,7 @@ ALLOWED = {
     "tf_dpfl/client_work": {"tf_dpfl.protocol", "tensorflow", "keras", "numpy"},
     "tf_dpfl/simulation": {
         "tf_dpfl.protocol", "tf_dpfl.privacy", "tf_dpfl.data", "tf_dpfl.client_work", "models",
-        "tensorflow", "tensorflow_federated", "grpc", "numpy", "matplotlib",
+        "tensorflow", "tensorflow_federated", "tensorflow_privacy", "grpc", "numpy", "matplotlib",
     },
     "tf_dpfl/central": {
         "tf_dpfl.protocol", "tf_dpfl.privacy", "tf_dpfl.client_work", "models", "tensorflow",
