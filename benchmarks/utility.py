@@ -1,10 +1,10 @@
 """Accuracy under privacy on Fashion-MNIST: what a guarantee for every example costs.
 
-`example`: scattering features, a linear model, DP-SGD with Poisson sampling that is
-really done, and one private look at the features' second moment; all in the epsilon
-that is stated. Settings were chosen with `--held-out`, on the last 10,000 training
-images; that search is not in any epsilon. Noise and batches come from the operating
-system: a run is a seed of its own.
+`example`: scattering features, preconditioned by generated images, a linear model,
+DP-SGD with Poisson sampling that is really done, and one private look at the
+features' second moment; all in the epsilon that is stated. Settings were chosen with
+`--held-out`, on the last 10,000 training images; that search is not in any epsilon.
+Noise and batches come from the operating system: a run is a seed of its own.
 """
 
 from __future__ import annotations

@@ -13,7 +13,7 @@ DELTA = 1e-5
 BATCH, STEPS = 8192, 293
 MOMENT_NOISE = 7.0
 CLIP_NORM, MOMENTUM = 0.1, 0.9
-RATES = {3.0: 10.0, 2.0: 7.0, 1.0: 3.5}
+RATES = {3.0: 8.0, 2.0: 4.0, 1.0: 2.0}
 HELD_OUT = 10_000  # of the training images, to choose settings on
 
 
@@ -27,17 +27,20 @@ class Split:
 
 def load(*, held_out: bool) -> Split:
     """Fashion-MNIST; with `held_out` the last training images are the test."""
-    from features import symmetric_features
+    from features import preconditioned, preconditioner, symmetric_features
 
     from tf_dpfl.data.fashion_mnist import find_fashion_mnist
 
-    found = find_fashion_mnist()
-    train = symmetric_features("train", found.train_x.reshape(-1, 28, 28)), found.train_y
+    found, matrix = find_fashion_mnist(), preconditioner()
+
+    def features(name: str, images: np.ndarray) -> np.ndarray:
+        return preconditioned(symmetric_features(name, images.reshape(-1, 28, 28)), matrix)
+
+    train = features("train", found.train_x), found.train_y
     if held_out:
         kept = len(train[0]) - HELD_OUT
         return Split(tuple(a[:kept] for a in train), tuple(a[kept:] for a in train))
-    test = symmetric_features("test", found.test_x.reshape(-1, 28, 28)), found.test_y
-    return Split(train, test)
+    return Split(train, (features("test", found.test_x), found.test_y))
 
 
 def step_noise(epsilon: float, *, probability: float) -> float:

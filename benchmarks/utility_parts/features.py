@@ -8,11 +8,15 @@ from pathlib import Path
 
 import numpy as np
 from device_parts.environments import ROOT, environment, variables
+from shapes import generated_images
 
 from tf_dpfl.protocol.noise import gaussian_noise
 
 PARTS = Path(__file__).resolve().parent
 CACHE = ROOT / "build" / "bench" / "utility"
+GENERATED = 15_000  # images that the first preconditioning is made of
+KEPT = 1500  # directions it keeps
+FLOOR = 60.0  # added to its second moment's eigenvalues
 GROUPS = 27  # of the channels that are normalised together, as in 2011.11660
 NORM = 50.0  # of every example's features
 
@@ -31,6 +35,24 @@ def scattering(name: str, images: np.ndarray) -> np.ndarray:
         pixels.unlink()
         half.rename(file)
     return np.load(file, mmap_mode="r")
+
+
+def preconditioner() -> np.ndarray:
+    """A matrix [3969, KEPT]: half a whitening of generated images, in nobody's data."""
+    file = CACHE / "preconditioner.npy"
+    if not file.exists():
+        public = symmetric_features("generated", generated_images(GENERATED))
+        values, vectors = np.linalg.eigh(second_moment(public))
+        first = np.argsort(values)[::-1][:KEPT]
+        matrix = vectors[:, first] / np.sqrt(np.maximum(values[first], 0.0) + FLOOR)
+        np.save(file, matrix.astype(np.float32))
+    return np.load(file)
+
+
+def preconditioned(features: np.ndarray, matrix: np.ndarray) -> np.ndarray:
+    """`features` [n, 3969] times `matrix`, each example of norm `NORM`: [n, KEPT]."""
+    parts = range(0, len(features), 4000)
+    return np.concatenate([to_norm(features[i : i + 4000] @ matrix) for i in parts])
 
 
 def symmetric_features(name: str, images: np.ndarray) -> np.ndarray:
@@ -59,18 +81,25 @@ def to_norm(features: np.ndarray) -> np.ndarray:
     return features * (NORM / np.maximum(norms, 1e-12))
 
 
-def private_second_moment(features: np.ndarray, *, noise_multiplier: float) -> np.ndarray:
-    """Sum of x x^T over examples of norm 1, with noise: the Gaussian mechanism.
-
-    One example more or less changes the sum by a matrix of Frobenius norm 1. What is
-    released is the upper triangle with off-diagonal entries times sqrt(2), a vector of
-    that norm; the noise on an off-diagonal entry is sqrt(2) times smaller therefore.
-    """
+def second_moment(features: np.ndarray) -> np.ndarray:
+    """Sum over examples of x x^T, x scaled to norm 1; float32 [d, d]."""
     size = features.shape[1]
     total = np.zeros((size, size), np.float32)
     for first in range(0, len(features), 4000):
         rows = features[first : first + 4000] / NORM
         total += rows.T @ rows
+    return total
+
+
+def private_second_moment(features: np.ndarray, *, noise_multiplier: float) -> np.ndarray:
+    """`second_moment` with noise: the Gaussian mechanism.
+
+    One example more or less changes the sum by a matrix of Frobenius norm 1. What is
+    released is the upper triangle with off-diagonal entries times sqrt(2), a vector of
+    that norm; the noise on an off-diagonal entry is sqrt(2) times smaller therefore.
+    """
+    total = second_moment(features)
+    size = len(total)
     upper = np.triu_indices(size, 1)
     noise = gaussian_noise(size * (size + 1) // 2, stddev=noise_multiplier)
     total[np.diag_indices(size)] += noise[:size]
