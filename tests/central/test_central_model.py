@@ -198,26 +198,16 @@ def test_history_has_validation_figures_and_none_of_training():
     assert len(history.history["val_loss"]) == 2
 
 
-@pytest.mark.parametrize("value", [np.nan, np.inf, 1e30])
-def test_a_broken_example_changes_nothing_for_the_others(value):
+@pytest.mark.parametrize("value", [np.nan, np.inf])
+def test_a_broken_example_counts_as_zero_and_changes_nothing_for_the_others(value):
     x, y = examples()
-    with_it, without = cnn(), cnn()
-    compiled(without, noise_multiplier=0.0).fit(
-        x[1:], y[1:], batch_size=EXAMPLES - 1, epochs=3, steps_per_epoch=1, verbose=0
-    )
     x[0, 2, 2, 0] = value
-    y[0] = 1
-    compiled(with_it, noise_multiplier=0.0).fit(
-        x, y, batch_size=EXAMPLES, epochs=3, steps_per_epoch=1, verbose=0
+    model, start = cnn(), flat_weights(cnn())
+    compiled(model, noise_multiplier=0.0).fit(
+        x, y, batch_size=EXAMPLES, steps_per_epoch=1, verbose=0
     )
-    moved = flat_weights(with_it) - flat_weights(cnn())
-    assert np.isfinite(moved).all()
-    if not np.isfinite(value):  # counts as zero; only the public divisor differs
-        start = flat_weights(cnn())
-        first = compiled(m := cnn(), noise_multiplier=0.0)
-        first.fit(x, y, batch_size=EXAMPLES, steps_per_epoch=1, verbose=0)
-        expected = -clipped_sum(cnn(), x[1:], y[1:], 0.5) / EXAMPLES
-        np.testing.assert_allclose(flat_weights(m) - start, expected, atol=1e-6)
+    expected = -clipped_sum(cnn(), x[1:], y[1:], 0.5) / EXAMPLES
+    np.testing.assert_allclose(flat_weights(model) - start, expected, atol=1e-6)
 
 
 def test_several_inputs_by_name_and_in_order_train_alike():

@@ -48,6 +48,15 @@ def test_correlated_noise_leaves_what_its_draws_leave(mechanism):
     assert preflight(plan, weights=WEIGHTS).signal_to_noise == pytest.approx(expected, rel=0.05)
 
 
+def test_adaptive_clipping_leaves_less_for_it_releases_a_count_too():
+    adaptive = noisy(noise_multiplier=4.0, adaptive_clipping=True)
+    fixed = noisy(noise_multiplier=4.0)
+    # 50 users: the count's deviation is 2.5, and 4 of both together more for the updates.
+    both = math.sqrt(1 - (4.0 / 5.0) ** 2)
+    ratios = [preflight(plan, weights=WEIGHTS).signal_to_noise for plan in (adaptive, fixed)]
+    assert ratios[0] == pytest.approx(both * ratios[1])
+
+
 def test_quiet_plans_get_no_warning_and_loud_ones_a_plain_one():
     assert preflight(noisy(noise_multiplier=0.5), weights=WEIGHTS).warning == ""
     silent = preflight(noisy(noise_multiplier=0.0), weights=WEIGHTS)

@@ -2,15 +2,13 @@
 
 import json
 import math
-import signal
-import subprocess
-import sys
 from dataclasses import replace
 
 import numpy as np
 import pytest
 import tensorflow as tf
 import tensorflow_privacy as tfp
+from kills import simulate_until_killed
 from plans import digits_plan, small_mlp, with_server
 from test_process import USERS, clipped_update, flat, start
 
@@ -20,7 +18,6 @@ from tf_dpfl.export.task import export_client
 from tf_dpfl.protocol.clipping import clip_by_global_norm
 from tf_dpfl.protocol.errors import PlanError
 from tf_dpfl.protocol.plan import plan_from_dict, plan_to_dict
-from tf_dpfl.protocol.plan_files import plan_to_toml
 from tf_dpfl.simulation.adaptive_clipping import next_clip_norm, noise_of_count
 from tf_dpfl.simulation.noise import CLIP_COUNT, SERVER, derive_seed, seeded_gaussian_noise
 from tf_dpfl.simulation.process import build_learning_process
@@ -269,17 +266,6 @@ RUN = with_server(
     optimizer="momentum",
 )
 
-KILLED = """
-import os, sys
-os.environ["TF_CPP_MIN_LOG_LEVEL"] = "3"
-from tf_dpfl.protocol.plan_files import load_plan
-from tf_dpfl.simulation.simulate import simulate
-def stop(event):
-    if event["event"] == "round" and event["round"] == int(sys.argv[3]):
-        os.kill(os.getpid(), 9)
-simulate(load_plan(sys.argv[1]), sys.argv[2], seed=7, on_event=stop)
-"""
-
 
 def metrics(folder):
     records = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
@@ -293,16 +279,8 @@ def whole(tmp_path_factory, data):
 
 def test_a_killed_run_goes_on_with_the_clip_norm_it_would_have_had(whole, tmp_path, data):
     """Killed one round behind a checkpoint."""
-    plan_file, folder = tmp_path / "plan.toml", tmp_path / "run"
-    plan_file.write_text(plan_to_toml(RUN))
-    with open(tmp_path / "log", "wb") as log:
-        status = subprocess.run(
-            [sys.executable, "-c", KILLED, str(plan_file), str(folder), "5"],
-            stdout=log,
-            stderr=log,
-            timeout=240,
-        ).returncode
-    assert status == -signal.SIGKILL, (tmp_path / "log").read_text()
+    folder = tmp_path / "run"
+    simulate_until_killed(RUN, folder, in_round=5)
     resumed = simulate(RUN, folder, data=data)
     assert metrics(folder) == metrics(whole.folder)
     for new, old in zip(resumed.model.get_weights(), whole.model.get_weights()):

@@ -1,21 +1,19 @@
 """Correlated server noise: its covariance over rounds, its seeds, its way through TFF."""
 
 import math
-import signal
-import subprocess
-import sys
 
 import numpy as np
 import pytest
 import tensorflow as tf
 import tensorflow_federated as tff
+from kills import simulate_until_killed
 from plans import correlated_plan, digits_plan, small_mlp, with_server
 
 from tf_dpfl.data.federated import load_federated_data
 from tf_dpfl.privacy.accounting import central_epsilon
 from tf_dpfl.privacy.mechanism import mechanism_of_plan
 from tf_dpfl.protocol.errors import PlanError
-from tf_dpfl.protocol.plan_files import load_plan, plan_to_toml
+from tf_dpfl.protocol.plan_files import load_plan
 from tf_dpfl.simulation.noise import derive_seed
 from tf_dpfl.simulation.process import build_learning_process
 from tf_dpfl.simulation.runtime import tff_runtime
@@ -195,32 +193,12 @@ def test_the_process_adds_that_noise_and_the_optimizer_only_works_on_what_it_giv
     np.testing.assert_allclose(np.stack(moved), np.stack(expected), atol=1e-4)
 
 
-KILLED = """
-import os, sys
-os.environ["TF_CPP_MIN_LOG_LEVEL"] = "3"
-from tf_dpfl.protocol.plan_files import load_plan
-from tf_dpfl.simulation.simulate import simulate
-def stop(event):
-    if event["event"] == "round" and event["round"] == int(sys.argv[3]):
-        os.kill(os.getpid(), 9)
-simulate(load_plan(sys.argv[1]), sys.argv[2], seed=7, on_event=stop)
-"""
-
-
 @pytest.mark.parametrize("mechanism", ["banded", "tree"])
 def test_a_killed_run_goes_on_with_the_noise_it_would_have_had(mechanism, tmp_path, data):
     plan = with_server(correlated_plan(mechanism, rounds=7), optimizer="momentum")
     whole = simulate(plan, tmp_path / "whole", data=data, seed=7)
-    plan_file, folder = tmp_path / "plan.toml", tmp_path / "run"
-    plan_file.write_text(plan_to_toml(plan))
-    with open(tmp_path / "log", "wb") as log:
-        status = subprocess.run(
-            [sys.executable, "-c", KILLED, str(plan_file), str(folder), "5"],
-            stdout=log,
-            stderr=log,
-            timeout=240,
-        ).returncode
-    assert status == -signal.SIGKILL, (tmp_path / "log").read_text()
+    folder = tmp_path / "run"
+    simulate_until_killed(plan, folder, in_round=5)
     assert load_plan(folder / "plan.toml") == plan
     resumed = simulate(plan, folder, data=data)
     for new, old in zip(resumed.model.get_weights(), whole.model.get_weights()):

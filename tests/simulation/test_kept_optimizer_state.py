@@ -1,19 +1,16 @@
 """Local optimizers that go on from a user's last round: the process and a whole run."""
 
 import json
-import signal
-import subprocess
-import sys
 from dataclasses import replace
 
 import numpy as np
 import pytest
 import tensorflow as tf
+from kills import simulate_until_killed
 from plans import digits_plan, small_mlp, with_server
 
 from tf_dpfl.data.federated import load_federated_data
 from tf_dpfl.protocol.errors import StateError
-from tf_dpfl.protocol.plan_files import plan_to_toml
 from tf_dpfl.simulation.optimizer_states import OptimizerStates
 from tf_dpfl.simulation.process import build_learning_process
 from tf_dpfl.simulation.records import OPTIMIZER_STATE
@@ -169,23 +166,9 @@ def finished(tmp_path_factory, data):
 
 
 def test_a_run_killed_twice_ends_as_one_that_was_not(finished, data, tmp_path):
-    plan_file = tmp_path / "plan.toml"
-    plan_file.write_text(plan_to_toml(RUN_PLAN))
-    program = (
-        "import os, signal, sys\n"
-        "from tf_dpfl.protocol.plan_files import load_plan\n"
-        "from tf_dpfl.simulation.simulate import simulate\n"
-        "last = int(sys.argv[3])\n"
-        "def kill(event):\n"
-        "    if event['event'] == 'round' and event['round'] == last:\n"
-        "        os.kill(os.getpid(), signal.SIGKILL)\n"
-        "simulate(load_plan(sys.argv[1]), sys.argv[2], seed=7, on_event=kill)\n"
-    )
     folder = tmp_path / "killed"
-    for last in (3, 5):
-        command = [sys.executable, "-c", program, str(plan_file), str(folder), str(last)]
-        killed = subprocess.run(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
-        assert killed.returncode == -signal.SIGKILL
+    for number in (3, 5):
+        simulate_until_killed(RUN_PLAN, folder, in_round=number)
     again = simulate(RUN_PLAN, folder, data=data, seed=7)
     for ours, theirs in zip(again.model.get_weights(), finished.model.get_weights()):
         np.testing.assert_array_equal(ours, theirs)

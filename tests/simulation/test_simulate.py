@@ -2,20 +2,18 @@
 
 import json
 import shutil
-import signal
-import subprocess
-import sys
 
 import numpy as np
 import pytest
 import tensorflow as tf
+from kills import simulate_until_killed
 from plans import digits_plan, small_mlp, with_server
 
 from tf_dpfl.data.federated import load_federated_data
 from tf_dpfl.privacy.accounting import central_epsilon
 from tf_dpfl.privacy.mechanism import mechanism_of_plan
 from tf_dpfl.protocol.errors import StateError
-from tf_dpfl.protocol.plan_files import load_plan, plan_to_toml
+from tf_dpfl.protocol.plan_files import load_plan
 from tf_dpfl.simulation.simulate import simulate
 
 PLAN = with_server(
@@ -97,31 +95,11 @@ def test_a_run_that_can_learn_nothing_is_told_so_before_it_begins(data, tmp_path
     assert first["signal_to_noise"] == pytest.approx(cohort / (500 * weights**0.5))
 
 
-KILLED = """
-import os, sys
-os.environ["TF_CPP_MIN_LOG_LEVEL"] = "3"
-from tf_dpfl.protocol.plan_files import load_plan
-from tf_dpfl.simulation.simulate import simulate
-def stop(event):
-    if event["event"] == "round" and event["round"] == int(sys.argv[3]):
-        os.kill(os.getpid(), 9)
-simulate(load_plan(sys.argv[1]), sys.argv[2], seed=7, on_event=stop)
-"""
-
-
 def test_resume_after_kill_gives_the_uninterrupted_result(finished, tmp_path, data):
     """Killed in rounds 1 (no checkpoint yet), 3 (one behind) and 4 (not yet kept)."""
-    plan_file, folder = tmp_path / "plan.toml", tmp_path / "run"
-    plan_file.write_text(plan_to_toml(PLAN))
+    folder = tmp_path / "run"
     for number in (1, 3, 4):
-        with open(tmp_path / "log", "wb") as log:
-            status = subprocess.run(
-                [sys.executable, "-c", KILLED, str(plan_file), str(folder), str(number)],
-                stdout=log,
-                stderr=log,
-                timeout=240,
-            ).returncode
-        assert status == -signal.SIGKILL, (tmp_path / "log").read_text()
+        simulate_until_killed(PLAN, folder, in_round=number)
     resumed = simulate(PLAN, folder, data=data)
     for new, old in zip(resumed.model.get_weights(), finished.model.get_weights()):
         np.testing.assert_array_equal(new, old)

@@ -62,7 +62,10 @@ def prefix_error(plan: Plan) -> float:
 
 
 def last_error(plan: Plan) -> float:
-    """Deviation of the noise in the sum over all rounds; otherwise as `prefix_error`."""
+    """Deviation of the noise in the sum over all rounds; otherwise as `prefix_error`.
+
+    Of the updates alone, where adaptive clipping releases a count too.
+    """
     rounds = plan.server.rounds
     if plan.privacy.mechanism == "tree":
         error = tree_last_error(rounds=rounds)
@@ -70,7 +73,7 @@ def last_error(plan: Plan) -> float:
         error = banded_last_error(bands=plan.bands, rounds=rounds)
     else:
         error = math.sqrt(rounds)
-    return plan.privacy.calibrated_noise_multiplier * error
+    return plan.noise_multiplier_of_updates * error
 
 
 def with_least_error(calibrated: Sequence[Plan], *, target_epsilon: float) -> Plan:
