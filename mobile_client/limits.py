@@ -10,7 +10,7 @@ import math
 from dataclasses import dataclass
 
 from tf_dpfl.protocol.errors import BudgetError
-from tf_dpfl.protocol.gaussian import local_epsilon
+from tf_dpfl.protocol.local_privacy import local_epsilon
 from tf_dpfl.protocol.manifest import Manifest
 from tf_dpfl.protocol.plan import Plan
 

@@ -35,7 +35,7 @@ from tf_dpfl.protocol.checks import finite_or_none
 from tf_dpfl.protocol.errors import StateError, TaskError, WireError
 from tf_dpfl.protocol.examples import read_examples
 from tf_dpfl.protocol.files import sha256_hex
-from tf_dpfl.protocol.gaussian import local_epsilon
+from tf_dpfl.protocol.local_privacy import local_epsilon, require_asked_local_epsilon
 from tf_dpfl.protocol.manifest import CLIENT_FILE, Manifest, verify_manifest
 from tf_dpfl.protocol.tensors import Float32, vector_from_bytes, vector_to_bytes
 from tf_dpfl.protocol.wire import Checkin
@@ -174,6 +174,7 @@ def _join(session: Session, rim: Rim) -> tuple[Session, Progress]:
     raw, signature = rim.link.fetch_task()
     manifest = verify_manifest(raw, signature, public_key=settings.task_key)
     manifest.check_validity(rim.now_s())
+    require_asked_local_epsilon(manifest.plan)
     binding = session.binding
     if binding is not None:
         _check_same_task(rim.folder, binding, manifest, raw)

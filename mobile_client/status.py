@@ -9,7 +9,7 @@ from typing import Any
 from mobile_client.ledger import CHARGED, DROPPED, SENT
 from mobile_client.state import StateFolder
 from tf_dpfl.protocol.errors import StateError
-from tf_dpfl.protocol.gaussian import local_epsilon
+from tf_dpfl.protocol.local_privacy import local_epsilon
 
 _UNITS = {
     "user": "all examples of this device, any two data sets (replace-one)",

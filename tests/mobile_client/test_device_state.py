@@ -16,7 +16,7 @@ from mobile_client.session import load_session
 from mobile_client.state import StateFolder
 from mobile_client.status import device_status
 from tf_dpfl.protocol.errors import StateError
-from tf_dpfl.protocol.gaussian import local_epsilon
+from tf_dpfl.protocol.local_privacy import local_epsilon
 
 DIGEST, OTHER = "a" * 64, "b" * 64
 

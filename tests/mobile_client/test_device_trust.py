@@ -19,7 +19,7 @@ from device_task import SignedTask, sign_task
 
 from mobile_client.limits import Limits
 from tf_dpfl.protocol.errors import BudgetError, DataError, StateError, TaskError, WireError
-from tf_dpfl.protocol.gaussian import local_epsilon
+from tf_dpfl.protocol.local_privacy import local_epsilon
 from tf_dpfl.protocol.signing import public_key_hex
 
 WEIGHTS = "GET /v1/rounds/1/weights"

@@ -17,7 +17,8 @@ from tf_dpfl.privacy.accounting import account, central_epsilon
 from tf_dpfl.privacy.calibration import calibrate_plan
 from tf_dpfl.privacy.mechanism import ExampleGaussianEpochs, GaussianRounds, mechanism_of_plan
 from tf_dpfl.protocol.errors import PlanError
-from tf_dpfl.protocol.gaussian import gaussian_epsilon, local_epsilon
+from tf_dpfl.protocol.gaussian import gaussian_epsilon
+from tf_dpfl.protocol.local_privacy import local_epsilon
 
 DELTA = 1e-5
 

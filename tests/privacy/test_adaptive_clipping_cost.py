@@ -9,7 +9,7 @@ from tf_dpfl.privacy.calibration import calibrate_plan
 from tf_dpfl.privacy.card import privacy_card
 from tf_dpfl.privacy.mechanism import mechanism_of_plan
 from tf_dpfl.protocol.errors import PlanError
-from tf_dpfl.protocol.gaussian import local_epsilon
+from tf_dpfl.protocol.local_privacy import local_epsilon
 
 
 def adaptive(**privacy):

@@ -16,7 +16,8 @@ from tf_dpfl.privacy.mechanism import (
     mechanism_of_plan,
 )
 from tf_dpfl.protocol.errors import PlanError
-from tf_dpfl.protocol.gaussian import gaussian_epsilon, local_epsilon
+from tf_dpfl.protocol.gaussian import gaussian_epsilon
+from tf_dpfl.protocol.local_privacy import local_epsilon
 
 COINS = "simulation: each client of the population is drawn by an independent coin"
 

@@ -12,7 +12,7 @@ from privacy_plans import small_plan
 from tf_dpfl.privacy.accounting import central_epsilon
 from tf_dpfl.privacy.mechanism import GaussianRounds, mechanism_of_plan
 from tf_dpfl.protocol.clipping import clip_by_global_norm
-from tf_dpfl.protocol.gaussian import local_epsilon
+from tf_dpfl.protocol.local_privacy import local_epsilon
 from tf_dpfl.protocol.noise import gaussian_noise, noise_stddev_of_share, noise_stddev_of_sum
 
 

@@ -10,7 +10,8 @@ from hypothesis import strategies as st
 from plan_trees import plan_tree
 
 from tf_dpfl.protocol.errors import PlanError
-from tf_dpfl.protocol.gaussian import gaussian_epsilon, local_epsilon
+from tf_dpfl.protocol.gaussian import gaussian_epsilon
+from tf_dpfl.protocol.local_privacy import local_epsilon
 from tf_dpfl.protocol.plan import plan_from_dict
 
 

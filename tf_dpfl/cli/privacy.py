@@ -15,6 +15,7 @@ from tf_dpfl.protocol.errors import PlanError, StateError, TaskError
 if TYPE_CHECKING:
     from tf_dpfl.cli.arguments import Commands
     from tf_dpfl.privacy.card import PrivacyCard
+    from tf_dpfl.protocol.plan import Plan
 
 CARD_FILE = "privacy.json"
 
@@ -38,7 +39,8 @@ def add_parser(commands: Commands) -> None:
         "--epsilon",
         type=arguments.epsilon,
         metavar="E",
-        help="for a plan: solve for what gives a central epsilon of E (see --solve)",
+        help="for a plan: solve for what gives a central epsilon of E (see --solve); beside a "
+        "local target of the plan, what needs more noise decides",
     )
     parser.add_argument(
         "--delta",
@@ -72,11 +74,12 @@ def _card_of_plan(args: argparse.Namespace) -> PrivacyCard:
         raise PlanError([f"--solve {args.solve} needs --epsilon E, the epsilon to be kept to"])
     if args.solve == "noise" and args.epsilon is not None:
         overrides.append(f"privacy.target_epsilon={args.epsilon!r}")
-    plan = arguments.plan_of(args.source, overrides=overrides)
+    asked = arguments.plan_of(args.source, overrides=overrides)
     from tf_dpfl.privacy.calibration import SOLVABLE, calibrate_plan, solve_plan
     from tf_dpfl.privacy.card import privacy_card
 
-    plan = calibrate_plan(plan)
+    plan = calibrate_plan(asked)
+    _tell_what_decided(asked, plan)
     if args.solve != "noise":
         plan = solve_plan(plan, target_epsilon=args.epsilon, what=args.solve)
         section, key = SOLVABLE[args.solve]
@@ -86,6 +89,23 @@ def _card_of_plan(args: argparse.Namespace) -> PrivacyCard:
             file=sys.stderr,
         )
     return privacy_card(plan, rounds_done=0, sampling_enforced_by="nobody yet: nothing was run")
+
+
+def _tell_what_decided(asked: Plan, calibrated: Plan) -> None:
+    """Says which of two targets the noise is from, and what the other one alone would need."""
+    central, local = asked.privacy.target_epsilon, asked.privacy.target_local_epsilon
+    if central is None or local is None:
+        return
+    from tf_dpfl.privacy.calibration import noise_of_central_target
+
+    noise, for_models = calibrated.privacy.noise_multiplier, noise_of_central_target(asked, central)
+    targets = (f"target_local_epsilon={local:g}", f"target_epsilon={central:g}")
+    decides, other = targets if noise != for_models else reversed(targets)
+    print(
+        f"dpfl: privacy.{decides} decides the noise, multiplier {noise:.4g}, which keeps to "
+        f"{other} too" + (f" ({for_models:.4g} would)" if noise != for_models else ""),
+        file=sys.stderr,
+    )
 
 
 def _card_of_folder(args: argparse.Namespace) -> PrivacyCard:

@@ -1,4 +1,4 @@
-"""Solving a target epsilon into the noise that gives it, or into rounds or a cohort."""
+"""Solving target epsilons into the noise that gives them, or into rounds or a cohort."""
 
 from __future__ import annotations
 
@@ -8,7 +8,9 @@ from tf_dpfl.privacy.accounting import central_epsilon
 from tf_dpfl.privacy.choice import candidates, with_least_error
 from tf_dpfl.privacy.mechanism import Mechanism, mechanism_of_plan
 from tf_dpfl.protocol.errors import PlanError
-from tf_dpfl.protocol.plan import Plan, plan_from_dict, plan_to_dict
+from tf_dpfl.protocol.local_privacy import local_epsilon
+from tf_dpfl.protocol.local_target import least_noise_multiplier
+from tf_dpfl.protocol.plan import NOISE_MULTIPLIERS_BELOW, Plan, plan_from_dict, plan_to_dict
 
 # The result's epsilon lies in [_CLOSENESS * target, target].
 _CLOSENESS = 0.99
@@ -16,6 +18,8 @@ _CLOSENESS = 0.99
 _SMALLEST_NOISE = 1e-3
 _LARGEST_NOISE = 1e5
 _MOST_BISECTIONS = 60
+# Added to the noise of a local target: devices compute with another rounding than this machine.
+_ROUNDING = 1e-9
 _MOST_ROUNDS = 1_000_000  # that are solved for: the accounting of more takes minutes
 
 
@@ -28,13 +32,16 @@ def calibrate_plan(plan: Plan) -> Plan:
     `mechanism = "auto"` becomes the mechanism of the least error (`choice`), with the
     sampling it needs.
 
-    Raises PlanError when no usable noise gives the target, or one that leaves no room for the
+    With `target_local_epsilon`, which stays in the plan, one report has at most that local
+    epsilon. Both targets are upper bounds: of both, the one that needs more noise decides.
+
+    Raises PlanError when no usable noise gives a target, or one that leaves no room for the
     count of adaptive clipping.
     """
-    target = plan.privacy.target_epsilon
-    if target is None:
+    if plan.privacy.noise_multiplier is not None:
         return plan
-    if plan.privacy.mechanism == "auto":
+    target = plan.privacy.target_epsilon
+    if target is not None and plan.privacy.mechanism == "auto":
         possible: list[Plan] = []
         faults: list[str] = []
         for candidate in candidates(plan):
@@ -45,12 +52,37 @@ def calibrate_plan(plan: Plan) -> Plan:
         if not possible:
             raise PlanError(faults)
         return with_least_error(possible, target_epsilon=target)
-    # The noise does not matter here: `calibrated_noise` puts its own in.
-    release = mechanism_of_plan(plan.with_noise_multiplier(1.0), rounds=plan.server.rounds)
-    noise = calibrated_noise(release, target_epsilon=target, delta=plan.privacy.delta)
-    calibrated = plan.with_noise_multiplier(noise)
+    noises = []
+    if target is not None:
+        noises.append(noise_of_central_target(plan, target))
+    if plan.privacy.target_local_epsilon is not None:
+        noises.append(_noise_of_local_target(plan))
+    calibrated = plan.with_noise_multiplier(max(noises))
     _ = calibrated.noise_multiplier_of_updates  # PlanError where a count would need more noise
     return calibrated
+
+
+def noise_of_central_target(plan: Plan, target_epsilon: float) -> float:
+    """The least noise multiplier for a central epsilon of all rounds; raises PlanError."""
+    # The noise does not matter here: `calibrated_noise` puts its own in.
+    release = mechanism_of_plan(plan.with_noise_multiplier(1.0), rounds=plan.server.rounds)
+    return calibrated_noise(release, target_epsilon=target_epsilon, delta=plan.privacy.delta)
+
+
+def _noise_of_local_target(plan: Plan) -> float:
+    """The least noise multiplier for the plan's local target, as a device will compute it."""
+    asked = plan.privacy.target_local_epsilon
+    noise = least_noise_multiplier(plan) * (1 + _ROUNDING)
+    given = local_epsilon(plan.with_noise_multiplier(noise), reports=1)
+    if asked is None or noise >= NOISE_MULTIPLIERS_BELOW or not given <= asked:
+        raise PlanError(
+            [
+                f"privacy.target_local_epsilon={asked:g} needs a noise multiplier of {noise:.3g} at "
+                f"delta {plan.privacy.delta:g}, which no plan may have or which cannot be checked; "
+                "ask for a larger one"
+            ]
+        )
+    return noise
 
 
 SOLVABLE = {

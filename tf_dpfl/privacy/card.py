@@ -22,6 +22,7 @@ from tf_dpfl.privacy.accounting import (
     central_epsilon,
 )
 from tf_dpfl.privacy.card_words import NO_SAMPLING, SEEDED, Words, words_of
+from tf_dpfl.privacy.local_cost import LocalCost, local_cost
 from tf_dpfl.privacy.mechanism import (
     FIXED,
     Mechanism,
@@ -29,7 +30,7 @@ from tf_dpfl.privacy.mechanism import (
     merge_consecutive,
 )
 from tf_dpfl.protocol.checks import finite_or_none
-from tf_dpfl.protocol.gaussian import local_epsilon
+from tf_dpfl.protocol.local_privacy import local_epsilon
 from tf_dpfl.protocol.plan import Plan
 
 CARD_VERSION = 1
@@ -71,6 +72,11 @@ class PrivacyCard:
     def local_epsilon_all_reports(self) -> float:
         """Against the server, of the most reports one device can make."""
         return local_epsilon(self.plan, reports=self.plan.server.rounds)
+
+    @property
+    def local_cost(self) -> LocalCost | None:
+        """What the local epsilon that the plan asks for costs; None if it asks for none."""
+        return local_cost(self.plan)
 
     @property
     def sampling_is_enforced(self) -> bool:
@@ -182,6 +188,7 @@ class PrivacyCard:
             "adjacency": self._words.local_relation,
             "sampling": "none is assumed",
             "accountant": "Gaussian closed form (1805.06530, theorem 8)",
+            **(self.local_cost.to_json() if self.local_cost else {}),
         }
 
     def _sampling(self) -> str:
@@ -212,6 +219,8 @@ class PrivacyCard:
             **(card["adaptive_clipping"] or {}),
         )
         choice = card["mechanism_chosen_because"]
+        in_the_end = _text(self.central_epsilon_planned)
+        asked = self.local_cost.in_words(central_epsilon=in_the_end) if self.local_cost else []
         lines = [
             "PRIVACY CARD",
             *([f"! {SEEDED}"] if self.noise_is_reproducible else []),
@@ -234,6 +243,7 @@ class PrivacyCard:
             f"  epsilon {local['epsilon_text']}"
             + (f" at delta {local['delta']:g}" if "delta" in local else ""),
             *(f"  {key}: {local[key]}" for key in _TERMS if key in local),
+            *(f"  {line}" for line in asked),
             "",
             f"Released: {card['released']}",
             "Not covered by any of these numbers:",

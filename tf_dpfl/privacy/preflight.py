@@ -13,6 +13,7 @@ from dataclasses import dataclass, replace
 from tf_dpfl.privacy.accounting import central_epsilon
 from tf_dpfl.privacy.choice import last_error
 from tf_dpfl.privacy.mechanism import mechanism_of_plan
+from tf_dpfl.protocol.local_privacy import local_epsilon
 from tf_dpfl.protocol.plan import Plan
 
 # Below 1 noise outweighs anything that users can say together; from 3 on, real users,
@@ -48,6 +49,18 @@ def preflight(plan: Plan, *, weights: int) -> Preflight | None:
     return Preflight(ratio, _warning(plan, ratio) if ratio < HEARD_FROM else "")
 
 
+def most_weights(plan: Plan, *, signal_to_noise: float) -> int | None:
+    """The most weights of a model with at least that ratio; None for the unit "example".
+
+    Args:
+      plan: with a noise multiplier > 0.
+      signal_to_noise: > 0.
+    """
+    if plan.privacy.unit != "user":
+        return None
+    return math.floor((_signal_to_noise(plan, weights=1) / signal_to_noise) ** 2)
+
+
 def _signal_to_noise(plan: Plan, *, weights: int) -> float:
     noise = last_error(plan) * math.sqrt(weights)
     return plan.server.rounds * plan.clients.clients_per_round / noise if noise else math.inf
@@ -61,10 +74,11 @@ def _warning(plan: Plan, ratio: float) -> str:
     else:
         expect = "the model will learn little: the noise is nearly as large as what users can say"
     quieter = plan.with_noise_multiplier(privacy.calibrated_noise_multiplier / missing)
-    ways = [
-        f"privacy.noise_multiplier={quieter.privacy.noise_multiplier:.3g} "
-        f"(epsilon {_epsilon(quieter):.3g})"
-    ]
+    if privacy.target_local_epsilon is None:
+        change = f"privacy.noise_multiplier={quieter.privacy.noise_multiplier:.3g}"
+    else:  # a device would refuse less noise for what the plan asks
+        change = f"privacy.target_local_epsilon={local_epsilon(quieter, reports=1):.3g}"
+    ways = [f"{change} (epsilon {_epsilon(quieter):.3g})"]
     cohort = math.ceil(clients.clients_per_round * missing)
     if cohort <= clients.population and not privacy.is_correlated:
         larger = replace(plan, clients=replace(clients, clients_per_round=cohort))

@@ -11,6 +11,7 @@ from contextlib import suppress
 from typing import Any
 
 from tf_dpfl.protocol.adaptive_clipping import clip_count_stddev_of, fault_of_noise
+from tf_dpfl.protocol.local_target import faults_of_local_target
 from tf_dpfl.protocol.losses import LOSSES, SPARSE_LOSS
 
 # Some seconds of accounting; real trainings have hundreds or thousands of rounds.
@@ -82,9 +83,13 @@ def _delta(plan: _Readable) -> Iterable[str]:
 
 def _noise(plan: _Readable) -> Iterable[str]:
     privacy = plan.privacy
-    if (privacy.noise_multiplier is None) == (privacy.target_epsilon is None):
-        return ["privacy.noise_multiplier and privacy.target_epsilon: set exactly one of the two"]
-    return []
+    given = (privacy.noise_multiplier, privacy.target_epsilon).count(None)
+    if given == 1 or (given == 2 and privacy.target_local_epsilon is not None):
+        return []
+    return [
+        "privacy.noise_multiplier and privacy.target_epsilon: set exactly one of the two, or "
+        "privacy.target_local_epsilon"
+    ]
 
 
 def _secure_aggregation(plan: _Readable) -> Iterable[str]:
@@ -306,6 +311,7 @@ _CHECKS = (
     _smallest_cohort,
     _delta,
     _noise,
+    faults_of_local_target,
     _secure_aggregation,
     _noise_place,
     _correlated_noise,

@@ -1,9 +1,9 @@
-"""Epsilon of the unsampled Gaussian mechanism, in closed form.
+"""Epsilon of the unsampled Gaussian mechanism in closed form, and the noise for an epsilon.
 
-A device computes its own local epsilon with this before it sends anything, so
-it needs nothing but the standard library. Source: Balle & Wang 2018
-(1805.06530), theorem 8; k reports with the noise multiplier s compose to one
-with s / sqrt(k) (Dong et al. 1905.02383, corollary 3.3).
+A device computes its own local epsilon with this before it sends anything, and every plan
+that asks for one is checked with it, so it needs nothing but the standard library. Source:
+Balle & Wang 2018 (1805.06530), theorem 8; k reports with the noise multiplier s compose to
+one with s / sqrt(k) (Dong et al. 1905.02383, corollary 3.3).
 """
 
 from __future__ import annotations
@@ -11,9 +11,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 
-from tf_dpfl.protocol.checks import require_finite_nonnegative
-from tf_dpfl.protocol.noise import noise_stddev_of_share
-from tf_dpfl.protocol.plan import Plan
+from tf_dpfl.protocol.checks import require_finite_nonnegative, require_finite_positive
 
 # Below this argument erfc underflows; the asymptotic series takes over.
 _ERFC_SMALLEST = -26.0
@@ -41,6 +39,38 @@ def gaussian_epsilon(*, noise_multiplier: float, delta: float, reports: int = 1)
         return math.inf
     mu = math.sqrt(reports) / noise_multiplier
     return smallest_epsilon(lambda epsilon: gaussian_delta(mu, epsilon), delta=delta)
+
+
+def gaussian_noise_multiplier(*, epsilon: float, delta: float, reports: int = 1) -> float:
+    """Least noise multiplier with which `reports` Gaussian mechanisms keep to (epsilon, delta).
+
+    The inverse of `gaussian_epsilon`, by the same formula: the analytic Gaussian mechanism
+    (Balle & Wang 2018, 1805.06530, algorithm 1), which no other calibration undercuts.
+
+    Args:
+      epsilon: finite and > 0.
+      delta: in (0, 1).
+      reports: number of composed releases, >= 1.
+
+    Returns:
+      a noise multiplier > 0; the upper end of the last interval of the bisection.
+    """
+    require_finite_positive("epsilon", epsilon)
+    if not 0 < delta < 1:
+        raise ValueError(f"delta={delta!r} must be in (0, 1)")
+    if not reports >= 1:
+        raise ValueError(f"reports={reports!r} must be >= 1")
+    low, high = 1.0, 1.0  # of mu: more of it is less noise
+    while gaussian_delta(high, epsilon) <= delta:
+        low, high = high, high * 2
+    while gaussian_delta(low, epsilon) > delta:
+        low, high = low / 2, low
+    while high - low > 1e-15 * high:
+        middle = (low + high) / 2
+        if middle in (low, high):
+            break
+        low, high = (middle, high) if gaussian_delta(middle, epsilon) <= delta else (low, middle)
+    return math.sqrt(reports) / low
 
 
 def smallest_epsilon(delta_of: Callable[[float], float], *, delta: float) -> float:
@@ -76,31 +106,3 @@ def _log_normal_cdf(x: float) -> float:
     series = 1.0 - inverse_square * (1.0 - 3.0 * inverse_square * (1.0 - 5.0 * inverse_square))
     return -0.5 * x * x - math.log(-x) - 0.5 * math.log(2 * math.pi) + math.log(series)
 
-
-def local_epsilon(plan: Plan, *, reports: int) -> float:
-    """Epsilon of `reports` reports of one device against whoever sees them singly.
-
-    Unit "user": any two data sets of the device (replace-one), so two clipped
-    updates differ by up to 2 * clip_norm; the noise is one share. Infinite when
-    the plan leaves the noise to the server. Unit "example": one example is
-    replaced by another in its place, so two clipped gradients differ by up to
-    2 * clip_norm. Within an epoch it is in one step, and what follows only sees
-    that step's result, so that an epoch is one Gaussian mechanism.
-    """
-    privacy = plan.privacy
-    if privacy.unit == "example":
-        return gaussian_epsilon(
-            noise_multiplier=privacy.calibrated_noise_multiplier / 2,
-            delta=privacy.delta,
-            reports=reports * plan.local_training.epochs,
-        )
-    if privacy.noise != "device":
-        return math.inf if reports else 0.0
-    share = noise_stddev_of_share(
-        clip_norm=privacy.clip_norm,
-        noise_multiplier=privacy.calibrated_noise_multiplier,
-        smallest_cohort=privacy.smallest_cohort,
-    )
-    return gaussian_epsilon(
-        noise_multiplier=share / (2 * privacy.clip_norm), delta=privacy.delta, reports=reports
-    )

@@ -130,9 +130,11 @@ def _privacy_summary(plan: Plan) -> dict[str, Any]:
     mechanism = {"mechanism": plan.privacy.mechanism} if plan.privacy.is_correlated else {}
     whole = plan.privacy.clipping == "global"
     clipping = {} if whole else {"clipping": plan.privacy.clipping}
+    local = plan.privacy.target_local_epsilon
     return {
         **mechanism,
         **clipping,
+        **({} if local is None else {"target_local_epsilon": local}),
         "unit": plan.privacy.unit,
         "noise": plan.privacy.noise,
         "clip_norm": plan.privacy.clip_norm,

@@ -30,6 +30,7 @@ _MOST_ROUNDS = 10**9
 # The ranges keep noise and clipping factors normal, finite float32 numbers.
 SMALLEST_CLIP_NORM = 1e-9
 CLIP_NORMS_BELOW = 1e12
+NOISE_MULTIPLIERS_BELOW = 1e6
 
 # What float32 holds as a normal, finite number.
 _SMALLEST_RATE = 1e-30
@@ -143,7 +144,7 @@ class LocalTraining:
 
 @dataclass(frozen=True)
 class Privacy:
-    """The mechanism. Exactly one of `noise_multiplier` and `target_epsilon`.
+    """The mechanism. One of `noise_multiplier` and `target_epsilon`, or `target_local_epsilon`.
 
     `noise_multiplier` is a standard deviation divided by `clip_norm`. With `unit`
     "user" it is that of the noise on the sum of the clipped updates; with `noise`
@@ -151,6 +152,10 @@ class Privacy:
     smallest_cohort. With `unit` "example" every local step is one of DP-SGD
     (Abadi et al. 1607.00133): `clip_norm` bounds each example's gradient, and the
     noise is that on the sum of the step's clipped gradients.
+
+    `target_local_epsilon` is what one report of a device may cost against whoever sees it
+    alone, at `delta`. The least noise that keeps to all targets is solved; a noise multiplier
+    beside it must give it.
 
     `mechanism` says how the noise of different rounds hangs together: "gaussian",
     independent; "banded", a factorisation with `bands` bands (2306.08153; as many as
@@ -175,8 +180,11 @@ class Privacy:
     smallest_cohort: int = integer(at_least=1, at_most=_MOST_CLIENTS)
     unit: str = choice("user", "example", default="user")
     noise: str = choice("device", "server", default="device")
-    noise_multiplier: float | None = number(at_least=0, below=1e6, optional=True, default=None)
+    noise_multiplier: float | None = number(
+        at_least=0, below=NOISE_MULTIPLIERS_BELOW, optional=True, default=None
+    )
     target_epsilon: float | None = number(above=0, optional=True, default=None)
+    target_local_epsilon: float | None = number(above=0, optional=True, default=None)
     secure_aggregation: bool = flag(default=False)
     mechanism: str = choice("gaussian", "tree", "banded", "auto", default="gaussian")
     bands: int | None = integer(at_least=1, optional=True, default=None)
@@ -194,12 +202,12 @@ class Privacy:
 
     @property
     def calibrated_noise_multiplier(self) -> float:
-        """The noise multiplier; PlanError while only `target_epsilon` is known."""
+        """The noise multiplier; PlanError while only a target is known."""
         if self.noise_multiplier is None:
             raise PlanError(
                 [
                     "privacy.noise_multiplier is not set: call "
-                    "tf_dpfl.calibrate_plan(plan) to solve it from privacy.target_epsilon"
+                    "tf_dpfl.calibrate_plan(plan) to solve it from the plan's target epsilon"
                 ]
             )
         return self.noise_multiplier
@@ -282,7 +290,10 @@ class Plan:
             raise PlanError([str(error)]) from None
 
     def with_noise_multiplier(self, noise_multiplier: float) -> Plan:
-        """The same plan with the noise fixed and no target epsilon left to solve."""
+        """The same plan with the noise fixed and no target left to solve.
+
+        `target_local_epsilon` stays, as what every device holds this noise to.
+        """
         privacy = replace(self.privacy, noise_multiplier=noise_multiplier, target_epsilon=None)
         return replace(self, privacy=privacy)
 

@@ -12,6 +12,14 @@ from tf_dpfl.protocol.errors import PlanError
 from tf_dpfl.protocol.plan import Plan, plan_from_dict, plan_to_dict
 
 
+# A local target beside a noise multiplier would only be checked; named, it is to be solved.
+_REPLACED_BY = {
+    "noise_multiplier": "target_epsilon",
+    "target_epsilon": "noise_multiplier",
+    "target_local_epsilon": "noise_multiplier",
+}
+
+
 def load_plan(path: str | Path, *, overrides: Sequence[str] = ()) -> Plan:
     """Reads `plan.toml`.
 
@@ -122,7 +130,6 @@ def _apply_override(tree: dict[str, Any], override: str) -> None:
 def _put(tree: dict[str, Any], section: str, key: str, value: Any) -> None:
     values = tree.setdefault(section, {})
     values[key] = value
-    # The two say one thing: naming one of them replaces the other.
-    other = {"noise_multiplier": "target_epsilon", "target_epsilon": "noise_multiplier"}
-    if section == "privacy" and key in other:
-        values.pop(other[key], None)
+    # Two of these say one thing: naming one of them replaces the other.
+    if section == "privacy" and key in _REPLACED_BY:
+        values.pop(_REPLACED_BY[key], None)

@@ -39,7 +39,7 @@ class Calibration:
 
     def __call__(self, plan: Plan) -> Plan:
         """`plan` with its noise. Raises PlanError as `calibrate_plan`."""
-        if plan.privacy.target_epsilon is None:
+        if plan.privacy.noise_multiplier is not None:
             return plan
         # What has no part in the noise is left out: a search varies little else.
         local = replace(plan.local_training, learning_rate=1.0, batch_size=1, proximal=0.0)

@@ -114,8 +114,9 @@ def read_keys(over: Sequence[str], *, points: int | None = None) -> tuple[Search
             faults += error.faults
     names = [key.name for key in keys]
     faults += [f"--over: {n} comes twice" for n in sorted({n for n in names if names.count(n) > 1})]
-    if {"privacy.noise_multiplier", "privacy.target_epsilon"} <= set(names):
-        faults.append("--over: privacy.noise_multiplier and privacy.target_epsilon: vary one")
+    for target in ("privacy.target_epsilon", "privacy.target_local_epsilon"):
+        if {"privacy.noise_multiplier", target} <= set(names):
+            faults.append(f"--over: privacy.noise_multiplier and {target}: vary one")
     if not over:
         faults.append("--over is missing: name a key and its values, as in clip_norm=0.1..3")
     if faults:
