@@ -69,6 +69,23 @@ def test_rounds_or_a_cohort_are_solved_for_with_the_plans_noise(plan_file, capsy
     assert f"the most that epsilon 3 allows: {key}=" in printed.err
 
 
+def test_of_a_local_and_a_central_target_the_one_that_decides_is_told(plan_file, capsys):
+    local = ["privacy", str(plan_file), "--set", "privacy.target_local_epsilon=8"]
+    card = printed_json(capsys, local)["local"]
+    assert card["epsilon_one_report"] == pytest.approx(8, rel=1e-6)
+    for epsilon, decides, other in (
+        (4, "target_local_epsilon=8", "target_epsilon=4"),
+        (0.3, "target_epsilon=0.3", "target_local_epsilon=8"),
+    ):
+        assert main([*local, "--epsilon", str(epsilon), "--json"]) == 0
+        printed = capsys.readouterr()
+        assert f"privacy.{decides} decides the noise" in printed.err
+        assert f"keeps to {other} too" in printed.err
+        card = json.loads(printed.out)
+        assert card["central"]["epsilon_when_all_rounds_are_done"] <= epsilon
+        assert card["local"]["epsilon_one_report"] <= 8
+
+
 def test_solving_needs_an_epsilon(plan_file, capsys):
     assert main(["privacy", str(plan_file), "--solve", "rounds"]) == 2
     assert "--solve rounds needs --epsilon" in capsys.readouterr().err

@@ -16,8 +16,9 @@ from typing import Any
 import numpy as np
 import pytest
 from device_oracle import train_mlp, train_mlp_privately
-from device_task import SignedTask, flags, save_examples, sign_task, write_task
+from device_task import SignedTask, flags, plan_of, save_examples, sign_task, write_task
 
+from tf_dpfl.privacy.calibration import calibrate_plan
 from tf_dpfl.protocol.clipping import clip_by_global_norm
 from tf_dpfl.protocol.examples import read_arrays
 
@@ -153,16 +154,22 @@ def test_without_noise_three_rounds_of_unit_example_are_dp_sgd_in_numpy(
 def test_with_noise_every_device_reports_and_knows_its_own_epsilon(
     tmp_path: Path, client_files: Path
 ) -> None:
-    task = sign_task(client_files, clients=CLIENTS, central_epsilon=1000.0)
+    asked = {"noise_multiplier": None, "target_local_epsilon": 20.0}
+    plan = calibrate_plan(plan_of("mlp", clients=CLIENTS, **asked))
+    task = sign_task(client_files, plan=plan, central_epsilon=1000.0)
     with serving(task, tmp_path) as (url, state):
         events = run_fleet(task, tmp_path, url, state)
         rounds, weights = released(state)
+        local = json.loads((state / "privacy.json").read_text())["local"]
     assert rounds == 3
     done = [event for event in events if event["event"] == "done"]
     assert len(done) == DEVICES
     assert len({event["device_id"] for event in done}) == DEVICES
     assert all(event["reports_sent"] == 3 for event in done)
-    assert all(event["local_epsilon"] == done[0]["local_epsilon"] > 0 for event in done)
+    assert all(event["local_epsilon"] == local["epsilon_all_reports"] for event in done)
+    assert local["epsilon_asked_of_one_report"] == 20.0
+    assert 19.99 < local["epsilon_one_report"] <= 20.0
     # The noise of all rounds' sums, divided by the cohort: z C sqrt(n / m) sqrt(T) / n.
-    stddev = 2.0 * 0.5 * np.sqrt(DEVICES / 2 * rounds) / DEVICES
+    noise = plan.privacy.calibrated_noise_multiplier
+    stddev = noise * 0.5 * np.sqrt(DEVICES / 2 * rounds) / DEVICES
     assert np.std(weights - task.weights) == pytest.approx(stddev, rel=0.1)

@@ -50,6 +50,9 @@ PLANS = {
     "no noise": small_plan(privacy={"noise_multiplier": 0}),
     "everyone": small_plan(clients={"clients_per_round": 1000}),
     "example": small_plan(privacy={"unit": "example"}, local_training={"epochs": 2}),
+    "asked of devices": small_plan(
+        privacy={"noise_multiplier": 20.0, "target_local_epsilon": 8.0, "delta": 1e-5}
+    ),
 }
 
 

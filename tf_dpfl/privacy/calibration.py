@@ -77,8 +77,8 @@ def _noise_of_local_target(plan: Plan) -> float:
     if asked is None or noise >= NOISE_MULTIPLIERS_BELOW or not given <= asked:
         raise PlanError(
             [
-                f"privacy.target_local_epsilon={asked:g} needs a noise multiplier of {noise:.3g} at "
-                f"delta {plan.privacy.delta:g}, which no plan may have or which cannot be checked; "
+                f"privacy.target_local_epsilon={asked:g} needs a noise multiplier of {noise:.3g} "
+                f"at delta {plan.privacy.delta:g}, which no plan may have or which cannot be checked; "
                 "ask for a larger one"
             ]
         )

@@ -105,4 +105,3 @@ def _log_normal_cdf(x: float) -> float:
     inverse_square = 1.0 / (x * x)
     series = 1.0 - inverse_square * (1.0 - 3.0 * inverse_square * (1.0 - 5.0 * inverse_square))
     return -0.5 * x * x - math.log(-x) - 0.5 * math.log(2 * math.pi) + math.log(series)
-

@@ -11,7 +11,6 @@ from typing import Any
 from tf_dpfl.protocol.errors import PlanError
 from tf_dpfl.protocol.plan import Plan, plan_from_dict, plan_to_dict
 
-
 # A local target beside a noise multiplier would only be checked; named, it is to be solved.
 _REPLACED_BY = {
     "noise_multiplier": "target_epsilon",
