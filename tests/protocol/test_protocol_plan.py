@@ -53,9 +53,9 @@ def test_privacy_and_speed_never_share_a_dataclass():
         assert not speed & {f.name for f in fields(cls)}
 
 
-def test_simulation_may_be_left_out_and_nothing_else():
+def test_simulation_and_tuning_may_be_left_out_and_nothing_else():
     assert plan_from_dict(plan_tree()).simulation == Simulation()
-    for name in set(SECTIONS) - {"simulation"}:
+    for name in set(SECTIONS) - {"simulation", "tuning"}:
         tree = plan_tree()
         del tree[name]
         assert f"section [{name}] is missing" in only_fault(tree)

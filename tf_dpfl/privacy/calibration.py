@@ -78,8 +78,8 @@ def _noise_of_local_target(plan: Plan) -> float:
         raise PlanError(
             [
                 f"privacy.target_local_epsilon={asked:g} needs a noise multiplier of {noise:.3g} "
-                f"at delta {plan.privacy.delta:g}, which no plan may have or which cannot be checked; "
-                "ask for a larger one"
+                f"at delta {plan.privacy.delta:g}, which no plan may have or which cannot be "
+                "checked; ask for a larger one"
             ]
         )
     return noise

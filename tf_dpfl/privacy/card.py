@@ -7,7 +7,6 @@ against, delta, unit, neighbouring relation and sampling assumption.
 
 from __future__ import annotations
 
-import math
 import textwrap
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -21,7 +20,15 @@ from tf_dpfl.privacy.accounting import (
     accountant_versions,
     central_epsilon,
 )
-from tf_dpfl.privacy.card_words import NO_SAMPLING, SEEDED, Words, words_of
+from tf_dpfl.privacy.card_setting import (
+    accesses_of,
+    participants_of,
+    setting_of,
+    trust_of,
+    verification,
+)
+from tf_dpfl.privacy.card_tuning import TuningStatement
+from tf_dpfl.privacy.card_words import NO_SAMPLING, SEEDED, Words, epsilon_text, words_of
 from tf_dpfl.privacy.local_cost import LocalCost, local_cost
 from tf_dpfl.privacy.mechanism import (
     FIXED,
@@ -87,10 +94,21 @@ class PrivacyCard:
     def not_covered(self) -> tuple[str, ...]:
         """What no epsilon of this card speaks about."""
         lines = [SEEDED] if self.noise_is_reproducible else []
-        lines += [card_words.TUNING, *self._words.not_covered]
+        lines += [*self.tuning.not_covered, *self._words.not_covered]
         if self.prior:
             lines.append(card_words.PRIOR)
-        return (*lines, card_words.ELSEWHERE, card_words.FLOATS)
+        return (*lines, card_words.TEST_SPLIT, card_words.ELSEWHERE, card_words.FLOATS)
+
+    @property
+    def tuning(self) -> TuningStatement:
+        """How the settings were chosen, and what that cost."""
+        return TuningStatement(self.plan, self.planned, self.central_epsilon_planned, self.relation)
+
+    @property
+    def _accesses(self) -> str:
+        rounds = max(self.plan.server.rounds, self.rounds_done)
+        before = sum(mechanism.rounds for mechanism in self.prior)
+        return accesses_of(rounds=rounds, prior_rounds=before)
 
     @property
     def _words(self) -> Words:
@@ -101,6 +119,8 @@ class PrivacyCard:
         privacy = self.plan.privacy
         return {
             "version": CARD_VERSION,
+            "setting": setting_of(privacy),
+            "trust": trust_of(privacy),
             "unit": privacy.unit,
             "noise": privacy.noise,
             "mechanism": privacy.mechanism,
@@ -112,13 +132,17 @@ class PrivacyCard:
             "smallest_cohort": privacy.smallest_cohort,
             "rounds_done": self.rounds_done,
             "rounds_planned": self.plan.server.rounds,
+            "participants": participants_of(self.plan),
+            "data_accesses_covered": self._accesses,
             "central": self._central(),
             "local": self._local(),
+            "tuning": self.tuning.to_json(),
             "released": self._words.released,
             "not_covered": list(self.not_covered),
             "noise_is_reproducible": self.noise_is_reproducible,
             "prior": [mechanism.to_json() for mechanism in self.prior],
             "spending": [mechanism.to_json() for mechanism in self.spending],
+            "verification": verification(),
         }
 
     def _adaptive_clipping(self) -> dict[str, Any] | None:
@@ -139,9 +163,9 @@ class PrivacyCard:
         return {
             "against": "whoever sees the released models, all of them",
             "epsilon": finite_or_none(self.central_epsilon),
-            "epsilon_text": _text(self.central_epsilon),
+            "epsilon_text": epsilon_text(self.central_epsilon),
             "epsilon_when_all_rounds_are_done": finite_or_none(self.central_epsilon_planned),
-            "epsilon_when_all_rounds_are_done_text": _text(self.central_epsilon_planned),
+            "epsilon_when_all_rounds_are_done_text": epsilon_text(self.central_epsilon_planned),
             "delta": self.plan.privacy.delta,
             "unit": self._words.unit,
             "adjacency": self._words.relations[self.relation],
@@ -156,9 +180,9 @@ class PrivacyCard:
             "if_cohorts_are_known": {
                 "against": self._words.known_cohorts,
                 "epsilon": finite_or_none(known),
-                "epsilon_text": _text(known),
+                "epsilon_text": epsilon_text(known),
                 "epsilon_when_all_rounds_are_done": finite_or_none(known_planned),
-                "epsilon_when_all_rounds_are_done_text": _text(known_planned),
+                "epsilon_when_all_rounds_are_done_text": epsilon_text(known_planned),
                 "delta": self.plan.privacy.delta,
                 "unit": self._words.unit,
                 "adjacency": self._words.relations[ZERO_OUT],
@@ -180,8 +204,8 @@ class PrivacyCard:
             "against": self._words.local_against,
             "epsilon_one_report": finite_or_none(one),
             "epsilon_all_reports": finite_or_none(every),
-            "epsilon_text": f"{_text(one)} for one report, {_text(every)} for the most reports "
-            f"a device can make ({rounds})",
+            "epsilon_text": f"{epsilon_text(one)} for one report, {epsilon_text(every)} for the "
+            f"most reports a device can make ({rounds})",
             "reports": rounds,
             "delta": privacy.delta,
             "unit": self._words.local_unit,
@@ -219,13 +243,16 @@ class PrivacyCard:
             **(card["adaptive_clipping"] or {}),
         )
         choice = card["mechanism_chosen_because"]
-        in_the_end = _text(self.central_epsilon_planned)
+        in_the_end = epsilon_text(self.central_epsilon_planned)
         asked = self.local_cost.in_words(central_epsilon=in_the_end) if self.local_cost else []
         lines = [
             "PRIVACY CARD",
             *([f"! {SEEDED}"] if self.noise_is_reproducible else []),
             f"rounds: {self.rounds_done} of {card['rounds_planned']} done"
             + (f", and {earlier} counted beside them" if earlier else ""),
+            f"setting: {card['setting']}",
+            f"trusted: {card['trust']}",
+            f"participants: {card['participants']}",
             f"mechanism: {mechanism}",
             *([f"chosen among the mechanisms for the {choice}"] if choice else []),
             "",
@@ -233,8 +260,8 @@ class PrivacyCard:
             *_epsilon_lines(central),
             f"  sampling enforced by: {central['sampling_enforced_by']}",
             f"  accountant: {central['accountant']}; by RDP: "
-            f"{_text(self.central_epsilon_rdp)} so far, "
-            f"{_text(self.central_epsilon_planned_rdp)} in the end",
+            f"{epsilon_text(self.central_epsilon_rdp)} so far, "
+            f"{epsilon_text(self.central_epsilon_planned_rdp)} in the end",
             "",
             f"Against {known['against']}:",
             *_epsilon_lines(known),
@@ -245,7 +272,11 @@ class PrivacyCard:
             *(f"  {key}: {local[key]}" for key in _TERMS if key in local),
             *(f"  {line}" for line in asked),
             "",
+            *self.tuning.paragraphs(),
+            "",
+            f"Counted: {card['data_accesses_covered']}",
             f"Released: {card['released']}",
+            f"Computed by: {card['verification']}",
             "Not covered by any of these numbers:",
             *(f"  - {line}" for line in self.not_covered),
         ]
@@ -325,7 +356,3 @@ def _unamplified(spending: Sequence[Mechanism], delta: float) -> float:
 
 def _is_unenforced(sampling_enforced_by: str) -> bool:
     return sampling_enforced_by.strip().lower().startswith(NOT_ENFORCED)
-
-
-def _text(epsilon: float) -> str:
-    return f"{epsilon:.4g}" if math.isfinite(epsilon) else "infinite"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 
@@ -40,6 +41,11 @@ SEEDED = (
     "be computed from it, and the noise taken off"
 )
 TUNING = "choosing the model, the settings and the clip norm by trying them on the same users"
+TUNING_BESIDE = (
+    "what else was learned from users in choosing the settings: the model, what was searched and "
+    "what was not, and searches that the plan does not name"
+)
+TEST_SPLIT = "people in the test split, on which accuracy is measured: it is taken as public"
 ELSEWHERE = "anything computed on the users' data outside of the rounds, such as local metrics"
 FLOATS = "attacks on the floating-point form of the noise beyond docs/privacy.md"
 PRIOR = "in the local column: reports a device made before this plan"
@@ -188,3 +194,8 @@ def words_of(privacy: Privacy) -> Words:
         return _adaptive(words)
     clipped = words.mechanism.replace(_CLIPPED["global"], _CLIPPED[privacy.clipping])
     return replace(words, mechanism=clipped)
+
+
+def epsilon_text(epsilon: float) -> str:
+    """An epsilon as the card writes it."""
+    return f"{epsilon:.4g}" if math.isfinite(epsilon) else "infinite"

@@ -44,8 +44,8 @@ class SearchCost:
     Attributes:
       epsilon: of what the search may release: of a grid every try, of a random search the
         best try alone. Infinite where a try has no noise.
-      epsilon_with_training: the same, and the best plan trained afterwards on all of these
-        users; None where the best try is that training.
+      epsilon_with_training: the same, and the best plan trained afterwards, or once more, on
+        all of these users; None where that was not asked for.
       epsilon_of_all_tries: of a random search, should every try be released; None of a grid.
       relation, method: of `epsilon`, as in `CentralEpsilon`.
     """
@@ -98,8 +98,8 @@ def grid_cost(
     Args:
       tries: at least one, all of as many folds.
       delta: in (0, 1).
-      trained_after: what training the best plan on everybody may release, one for each plan
-        that may be the best; empty if the best try is that training.
+      trained_after: what training the best plan on everybody, after the search, may release:
+        one for each plan that may be the best.
     """
     whole = [_all_of(tries, fold) for fold in range(len(tries[0]))]
     costs = [account(spending, delta=delta) for spending in whole]

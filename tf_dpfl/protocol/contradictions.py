@@ -13,6 +13,7 @@ from typing import Any
 from tf_dpfl.protocol.adaptive_clipping import clip_count_stddev_of, fault_of_noise
 from tf_dpfl.protocol.local_target import faults_of_local_target
 from tf_dpfl.protocol.losses import LOSSES, SPARSE_LOSS
+from tf_dpfl.protocol.tuning_section import faults_of_tuning
 
 # Some seconds of accounting; real trainings have hundreds or thousands of rounds.
 MOST_ROUNDS_OF_A_TREE = 16_384
@@ -326,4 +327,5 @@ _CHECKS = (
     _test_path,
     _partition,
     _feature_shape,
+    faults_of_tuning,
 )

@@ -9,14 +9,16 @@ manifest) by every device. Settings that change privacy (`Clients`, `Privacy`,
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, fields, replace
+from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 from tf_dpfl.protocol import adaptive_clipping
-from tf_dpfl.protocol.checks import Rule, choice, flag, integer, integers, number, text
+from tf_dpfl.protocol.checks import choice, flag, integer, integers, number, text
 from tf_dpfl.protocol.contradictions import contradictions
 from tf_dpfl.protocol.errors import PlanError
 from tf_dpfl.protocol.losses import SPARSE_LOSS
+from tf_dpfl.protocol.sections import read_section, shown_key
+from tf_dpfl.protocol.tuning_section import UNSTATED, Tuning
 
 PLAN_VERSION = 1
 
@@ -255,6 +257,7 @@ class Plan:
     privacy: Privacy
     server: Server
     simulation: Simulation = Simulation()
+    tuning: Tuning = UNSTATED
     version: int = PLAN_VERSION
 
     @property
@@ -306,14 +309,17 @@ SECTIONS: dict[str, type[Any]] = {
     "privacy": Privacy,
     "server": Server,
     "simulation": Simulation,
+    "tuning": Tuning,
 }
-_OPTIONAL_SECTIONS = {"simulation"}
+_OPTIONAL_SECTIONS = {"simulation", "tuning"}
 
 
 def plan_to_dict(plan: Plan) -> dict[str, Any]:
     """The plan as plain JSON values; unset optional values are left out."""
     tree: dict[str, Any] = {"version": plan.version}
     for name in SECTIONS:
+        if name == "tuning" and plan.tuning == UNSTATED:
+            continue  # older releases read no such section
         section = asdict(getattr(plan, name))
         tree[name] = {
             key: list(value) if isinstance(value, tuple) else value
@@ -346,7 +352,7 @@ def plan_from_dict(tree: Mapping[str, Any], *, source: str = "plan") -> Plan:
     for key in tree:
         if key != "version" and key not in SECTIONS:
             faults.append(
-                f"{source}: unknown section [{_shown(key)}]; known: {', '.join(SECTIONS)}"
+                f"{source}: unknown section [{shown_key(key)}]; known: {', '.join(SECTIONS)}"
             )
     read: dict[str, dict[str, Any]] = {}
     for name, cls in SECTIONS.items():
@@ -357,37 +363,9 @@ def plan_from_dict(tree: Mapping[str, Any], *, source: str = "plan") -> Plan:
         if not isinstance(values, Mapping):
             faults.append(f"{source}: {name}={values!r} must be a section [{name}]")
             continue
-        read[name] = _read_section(name, cls, values, source, faults)
+        read[name] = read_section(name, cls, values, source, faults)
     faults += [f"{source}: {fault}" for fault in contradictions(read)]
     if faults:
         raise PlanError(faults)
     sections = {name: cls(**read[name]) for name, cls in SECTIONS.items()}
     return Plan(version=version, **sections)
-
-
-def _shown(key: Any) -> str:
-    """A key from a file in one line: as it is if it is a plain word, else quoted."""
-    return key if isinstance(key, str) and key.isidentifier() else repr(key)
-
-
-def _read_section(
-    name: str, cls: type[Any], values: Mapping[str, Any], source: str, faults: list[str]
-) -> dict[str, Any]:
-    """The values of one section that could be read, defaults included; adds its faults."""
-    known = {f.name: f for f in fields(cls)}
-    for key in values:
-        if key not in known:
-            faults.append(f"{source}: unknown key {name}.{_shown(key)}; known: {', '.join(known)}")
-    arguments: dict[str, Any] = {}
-    for key, f in known.items():
-        rule: Rule = f.metadata["rule"]
-        if key not in values:
-            if f.default is not f.default_factory:  # both MISSING when required
-                arguments[key] = f.default
-                continue
-            faults.append(f"{source}: {name}.{key} is missing; it must be {rule.allowed}")
-        elif not rule.accepts(values[key]):
-            faults.append(f"{source}: {name}.{key}={values[key]!r} must be {rule.allowed}")
-        else:
-            arguments[key] = rule.convert(values[key])
-    return arguments

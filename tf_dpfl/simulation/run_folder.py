@@ -21,6 +21,7 @@ from tf_dpfl.protocol.plan_files import load_plan, plan_to_toml
 from tf_dpfl.simulation.cohort import derive_bytes
 
 RUN_VERSION = 1
+PLAN_FILE = "plan.toml"
 
 _SEED_BYTES = 32
 _LOCK = ".lock"
@@ -43,7 +44,7 @@ class RunFolder:
     @property
     def plan_file(self) -> Path:
         """The calibrated plan."""
-        return self.path / "plan.toml"
+        return self.path / PLAN_FILE
 
     @property
     def metrics_file(self) -> Path:
@@ -173,13 +174,13 @@ def held_alone(path: Path, *, what: str, holds_others: Callable[[Path], bool]) -
 def _holds_other_files(path: Path) -> bool:
     """Whether there is no run, and more than a process killed in `_create` leaves."""
     return not (path / "run.json").exists() and any(
-        file.name not in (_LOCK, "plan.toml") and not _LEFT_OVER.fullmatch(file.name)
+        file.name not in (_LOCK, PLAN_FILE) and not _LEFT_OVER.fullmatch(file.name)
         for file in path.iterdir()
     )
 
 
 def _remove_what_create_made(path: Path) -> None:
-    for name in ("run.json", "plan.toml", _LOCK):
+    for name in ("run.json", PLAN_FILE, _LOCK):
         (path / name).unlink(missing_ok=True)
     with contextlib.suppress(OSError):  # not empty: a user's own file came meanwhile
         path.rmdir()
@@ -187,7 +188,7 @@ def _remove_what_create_made(path: Path) -> None:
 
 def _create(path: Path, plan: Plan, seed: int | None) -> None:
     secret = os.urandom(_SEED_BYTES) if seed is None else derive_bytes(b"", f"seed {seed}")
-    write_atomically(path / "plan.toml", plan_to_toml(plan).encode())
+    write_atomically(path / PLAN_FILE, plan_to_toml(plan).encode())
     header = {"version": RUN_VERSION, "seed": secret.hex(), "reproducible": seed is not None}
     # Last: its presence says that the folder is a run.
     write_atomically(path / "run.json", json.dumps(header).encode(), mode=0o600)
@@ -218,11 +219,11 @@ def _open(path: Path, plan: Plan, seed: int | None) -> RunFolder:
 
 
 def _check_same_plan(path: Path, plan: Plan) -> None:
-    old, new = read_text(path / "plan.toml"), plan_to_toml(plan)
+    old, new = read_text(path / PLAN_FILE), plan_to_toml(plan)
     if old == new:
         return
     try:
-        begun = load_plan(path / "plan.toml")
+        begun = load_plan(path / PLAN_FILE)
     except PlanError as error:
         raise StateError(f"a run begun with another plan: {error.faults[0]}") from None
     if begun != plan:  # keys that came later are not in an older release's file

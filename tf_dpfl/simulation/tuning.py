@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +17,10 @@ from tf_dpfl.protocol.errors import DataError
 from tf_dpfl.protocol.files import write_atomically
 from tf_dpfl.protocol.plan import Plan
 from tf_dpfl.protocol.plan_files import plan_to_toml
+from tf_dpfl.protocol.tuning_section import Tuning
+from tf_dpfl.simulation.report import write_report
+from tf_dpfl.simulation.run_folder import PLAN_FILE, open_run
+from tf_dpfl.simulation.run_ledger import RunLedger
 from tf_dpfl.simulation.simulate import EventSink, simulate
 from tf_dpfl.simulation.tuning_charges import Calibration, Charges, cost_in_words, cost_json
 from tf_dpfl.simulation.tuning_folder import (
@@ -34,6 +38,7 @@ from tf_dpfl.simulation.tuning_folds import (
 from tf_dpfl.simulation.tuning_keys import TriedSetting, grid
 from tf_dpfl.simulation.tuning_plans import GRID, Search, search_of
 from tf_dpfl.simulation.tuning_report import write_search_report
+from tf_dpfl.simulation.tuning_statement import tuning_of
 
 # Of a run's events, those that say something of the search.
 _FORWARDED = ("round", "worker lost", "worker found")
@@ -46,7 +51,7 @@ class TuningResult:
     Attributes:
       folder: where `tune.json`, `best.toml` and `report.html` are.
       ranking: every try, the best first.
-      best_plan: the plan with the best setting.
+      best_plan: the plan with the best setting; its section [tuning] says how it was found.
       best_run: the RUN folder of the best try; None with folds, which train on a part of
         the users each.
       cost: None where the data are public or synthetic: the search costs nothing.
@@ -163,7 +168,19 @@ def run_search(
             }
         )
         tries = _Tries(search, folder, calibrated, model, data, workers, emit)
-        return _finish(search, folder, tries.ranked(), cost, words, emit)
+        ranking = tries.ranked()
+        solved = calibrated(search.plan_of(ranking[0].setting))
+        tuning = tuning_of(
+            search,
+            cost,
+            solved,
+            tries=len(folder.settings),
+            samplings=charges.samplings() if charges else (),
+            is_seeded=folder.is_seeded,
+        )
+        if not search.folds:
+            _tell_run(folder.run_of(ranking[0].number, 0), replace(solved, tuning=tuning))
+        return _finish(search, folder, ranking, tuning, cost, words, emit)
 
 
 @dataclass(frozen=True)
@@ -249,16 +266,25 @@ class _Tries:
         return with_noise(score, stddev=self.search.score_noise, random_bytes=source)
 
 
+def _tell_run(run: Path, plan: Plan) -> None:
+    """The RUN of the best try says the same as the best plan, in its plan, card and report."""
+    write_atomically(run / PLAN_FILE, plan_to_toml(plan).encode())
+    with open_run(run, plan, seed=None) as folder:
+        card = RunLedger(folder, plan, rounds_done=plan.server.rounds).write_card()
+        write_report(folder.report_file, folder.read_metrics(), card)
+
+
 def _finish(
     search: Search,
     folder: SearchFolder,
     ranking: tuple[TriedSetting, ...],
+    tuning: Tuning,
     cost: SearchCost | None,
     words: list[str],
     emit: EventSink,
 ) -> TuningResult:
     best = ranking[0]
-    best_plan = search.plan_of(best.setting)
+    best_plan = replace(search.plan_of(best.setting), tuning=tuning)
     best_run = None if search.folds else folder.run_of(best.number, 0)
     table = [
         {"rank": rank, "try": one.number, "accuracy": one.accuracy, "setting": one.setting}

@@ -21,6 +21,7 @@ from tf_dpfl.privacy.tuning_cost import (
 from tf_dpfl.protocol.checks import finite_or_none
 from tf_dpfl.protocol.errors import PlanError
 from tf_dpfl.protocol.plan import Plan
+from tf_dpfl.protocol.tuning_section import UNSTATED
 from tf_dpfl.simulation.tuning_keys import Setting, corners, grid
 from tf_dpfl.simulation.tuning_plans import GRID, RANDOM, Search
 
@@ -45,7 +46,7 @@ class Calibration:
         local = replace(plan.local_training, learning_rate=1.0, batch_size=1, proximal=0.0)
         server = replace(plan.server, learning_rate=1.0)
         privacy = replace(plan.privacy, clip_norm=1.0)
-        kind = replace(plan, local_training=local, server=server, privacy=privacy)
+        kind = replace(plan, local_training=local, server=server, privacy=privacy, tuning=UNSTATED)
         if kind not in self._known:
             self._known[kind] = calibrate_plan(kind)
         solved = self._known[kind]
@@ -115,7 +116,7 @@ class Charges:
         return release_of_try(trainings, score_noise=self._search.score_noise)
 
     def _trained_after(self) -> list[Mechanism]:
-        return [_all_rounds(plan) for plan in self._plans()] if self._search.folds else []
+        return [_all_rounds(plan) for plan in self._plans()]
 
     def _require_listed_costs(self) -> None:
         """Every drawn value of a range must cost the same as its ends."""
@@ -190,7 +191,8 @@ def cost_in_words(
         lines.append(
             "Scores are taken on the plan's test split. It is taken as public: nothing is "
             "charged for them, and the people in it are not protected. The best try is a "
-            "finished training: its model costs nothing more."
+            "finished training: its model costs nothing more. Training its plan once more on the "
+            f"same users makes it epsilon {_text(cost.epsilon_with_training)} in all."
         )
     lines.append(
         "Not covered: what was learned from these users before, other searches on them among it, "

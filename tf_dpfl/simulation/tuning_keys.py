@@ -32,7 +32,11 @@ _NOT_SEARCHED = {
     "clients.population": _ONE_DATA_SET,
     "clients.examples_per_client": _ONE_DATA_SET,
 }
-_SECTIONS_NOT_SEARCHED = {"data": _ONE_DATA_SET, "simulation": "it changes no accuracy"}
+_SECTIONS_NOT_SEARCHED = {
+    "data": _ONE_DATA_SET,
+    "simulation": "it changes no accuracy",
+    "tuning": "it changes nothing",
+}
 
 
 @dataclass(frozen=True)

@@ -220,6 +220,12 @@ def _faults_of_options(
             f"--folds {folds} must be from 2 to clients.population={plan.clients.population}; "
             "0 judges on the plan's test split"
         )
+    charged = data_is == PRIVATE and plan.tuning.is_charged
+    if charged and plan.tuning.unit != plan.privacy.unit:
+        faults.append(
+            f"tuning.unit={plan.tuning.unit!r}: an earlier search on private data was counted for "
+            f"another unit than privacy.unit={plan.privacy.unit!r}; no cost holds for both"
+        )
     if score_noise is not None:
         if not (folds and data_is == PRIVATE):
             faults.append("--score-noise is for --folds with --data private; others have none")
