@@ -11,6 +11,7 @@ import pytest
 import tensorflow as tf
 from plans import digits_plan, with_server
 
+from tf_dpfl.cli.main import main
 from tf_dpfl.data.federated import load_federated_data
 from tf_dpfl.privacy.accounting import central_epsilon
 from tf_dpfl.privacy.mechanism import mechanism_of_plan
@@ -70,6 +71,26 @@ def test_the_best_plan_is_one_to_simulate(finished):
     assert load_plan(result.best_run / "plan.toml") == result.best_plan
     best = result.ranking[0].setting
     assert result.best_plan.privacy.clip_norm == best["privacy.clip_norm"]
+
+
+def test_the_best_plan_and_its_run_say_how_they_were_found(finished):
+    result, _ = finished
+    stated = json.loads((result.folder / "tune.json").read_text())["privacy"]
+    tuning = result.best_plan.tuning
+    assert (tuning.method, tuning.tries, tuning.data) == ("grid", 4, "private")
+    assert tuning.epsilon == stated["epsilon"] and tuning.seeded
+    card = json.loads((result.best_run / "privacy.json").read_text())["tuning"]
+    assert card["tries"] == 4 and "privacy.clip_norm from 0.2 to 2" in card["over"]
+    assert card["cost"]["epsilon"] == stated["epsilon"]
+    again = central_epsilon([mechanism_of_plan(PLAN, rounds=5 * 3)], delta=PLAN.privacy.delta)
+    assert card["cost"]["epsilon_with_this_training"] == pytest.approx(again, rel=1e-9)
+    assert "a grid search of 4 tries" in (result.best_run / "report.html").read_text()
+    assert main(["privacy", str(result.folder / "best.toml")]) == 0
+    assert main(["privacy", str(result.best_run)]) == 0
+    (other,) = {json.loads(f.read_text())["tuning"]["stated_by"]
+                for f in result.folder.glob("tries/*/privacy.json")
+                if f.parent != result.best_run}  # fmt: skip
+    assert other is None  # no choice was made for them
 
 
 def test_a_grid_on_private_data_states_the_cost_of_all_tries(finished):

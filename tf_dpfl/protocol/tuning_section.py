@@ -63,9 +63,12 @@ UNSTATED = Tuning()
 
 
 def faults_of_tuning(plan: Any) -> Iterable[str]:
-    """Entries of [tuning] that go together only as `dpfl tune` writes them."""
+    """Entries of [tuning] that go together only as `dpfl tune` writes them.
+
+    `plan` is a Plan, or whatever holds as much of one as could be read.
+    """
     tuning = plan.tuning
-    if not tuning.by_search:
+    if tuning.method == "none":
         written = (tuning.tries, tuning.mean_tries, tuning.delta, tuning.epsilon)
         if any(value is not None for value in written):
             return [
@@ -79,8 +82,9 @@ def faults_of_tuning(plan: Any) -> Iterable[str]:
     if (tuning.tries if tuning.method == "grid" else tuning.mean_tries) is None:
         key = "tries" if tuning.method == "grid" else "mean_tries"
         return [f"{name} needs tuning.{key}, as dpfl tune writes it"]
-    priced = tuning.is_charged and tuning.adjacency and tuning.sampling and tuning.accountant
-    if (tuning.data == "private" or tuning.is_charged) and not priced:
+    is_charged = tuning.delta is not None
+    priced = is_charged and tuning.adjacency and tuning.sampling and tuning.accountant
+    if (tuning.data == "private" or is_charged) and not priced:
         return [
             f"{name} on private data needs tuning.delta, adjacency, sampling and accountant: no "
             "cost is stated without them; take the section as dpfl tune wrote it"
