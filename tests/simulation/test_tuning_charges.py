@@ -58,6 +58,20 @@ def test_a_target_is_solved_for_every_kind_of_try():
         assert calibrated(plan) == calibrate_plan(plan)
 
 
+def test_a_local_target_is_solved_for_every_try():
+    privacy = replace(PLAN.privacy, noise="device", noise_multiplier=None, target_local_epsilon=4.0)
+    asking = replace(PLAN, privacy=privacy)
+    noises = {
+        target: calibrate_plan(
+            replace(asking, privacy=replace(privacy, target_local_epsilon=target))
+        )
+        for target in (4.0, 8.0)
+    }
+    cost = cost_of("target_local_epsilon=4,8", plan=asking)
+    assert cost.epsilon == pytest.approx(spent(*noises.values()), rel=1e-9)
+    assert Calibration()(asking) == noises[4.0]
+
+
 def test_the_relation_is_one_that_holds_for_every_try():
     assert cost_of("clip_norm=1,2").relation == "add-or-remove-one"
     assert cost_of("privacy.noise=server,device").relation == "zero-out"

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from tf_dpfl import __version__
+from importlib import metadata
+
 from tf_dpfl.privacy.accounting import accountant_versions
 from tf_dpfl.protocol.plan import Plan, Privacy
 
@@ -67,6 +68,6 @@ def participants_of(plan: Plan) -> str:
 def verification() -> str:
     """What computed the numbers, and how to compute them again."""
     return (
-        f"tf_dpfl {__version__} (open source) with {accountant_versions()}; dpfl privacy "
-        "RUN_OR_STATE counts everything again from what was charged"
+        f"tf_dpfl {metadata.version('tf-dpfl')} (open source) with {accountant_versions()}; dpfl "
+        "privacy RUN_OR_STATE counts everything again from what was charged"
     )
