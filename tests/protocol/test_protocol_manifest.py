@@ -234,6 +234,19 @@ def test_a_summary_that_contradicts_the_plan_is_refused(key, value):
         verify(changed("privacy", key, to=value))
 
 
+def test_a_local_target_is_told_to_readers_that_know_no_plans():
+    asking = {"noise_multiplier": 900.0, "target_local_epsilon": 8.0}
+    plan = plan_from_dict(plan_tree(privacy=asking, tuning={"how": "as ever", "data": "public"}))
+    raw = m.manifest_to_bytes(replace(MANIFEST, plan=plan))
+    assert verify(raw).plan == plan
+    assert json.loads(raw)["privacy"]["target_local_epsilon"] == 8.0
+    assert "target_local_epsilon" not in json.loads(RAW)["privacy"]  # nor in older tasks
+    tree = json.loads(raw)
+    tree["privacy"]["target_local_epsilon"] = 4.0
+    with pytest.raises(TaskError, match="contradicts its plan"):
+        verify(json.dumps(tree).encode())
+
+
 @pytest.mark.parametrize(
     "raw",
     [b"", b"{", b"[]", b"null", b"1", b"\xff\xfe", b"[" * 100_000, b"9" * 5000, b'{"a":NaN}'],
