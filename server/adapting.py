@@ -33,7 +33,7 @@ def clip_norm_after(plan: Plan, last: Computed | None) -> float | None:
     if last is None:
         return first_clip_norm(plan)
     kept = last.next_clip_norm
-    if kept is None or not SMALLEST <= kept <= LARGEST:
+    if not isinstance(kept, float) or not SMALLEST <= kept <= LARGEST:
         raise StateError(
             f"the database holds next_clip_norm={kept!r} of the newest released round; restore "
             "the state from a backup"
