@@ -4,7 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
+import numpy as np
+
 from mobile_client.trainer import Trainer
+from tf_dpfl.protocol.clip_count import (
+    clipped_indicator,
+    count_stddev_of_share,
+    noised_count,
+)
 from tf_dpfl.protocol.examples import Examples
 from tf_dpfl.protocol.manifest import Manifest
 from tf_dpfl.protocol.noise import (
@@ -22,23 +29,28 @@ def make_report(
     *,
     weights: Float32,
     examples: Examples,
+    clip_norm: float,
     optimizer_state: Float32 | None,
     random_bytes: Callable[[int], bytes],
 ) -> Float32:
     """The report, float32 [d], with fresh noise: the device's share, or one draw a step.
+
+    Where the clip norm adapts it has one number more, float32 [d + 1]: whether the update
+    was not clipped, with a share of noise of its own.
 
     Args:
       trainer: of the manifest's client file.
       manifest: the task's; says how much noise.
       weights: the round's, float32 [d].
       examples: the device's own.
+      clip_norm: the round's, which the noise follows.
       optimizer_state: float32 [s] for plans that keep it, else None.
       random_bytes: what the noise is drawn from.
 
     Raises TaskError when the file computes something else than it should.
     """
-    privacy, size = manifest.plan.privacy, manifest.layout.size
-    clip_norm, multiplier = privacy.clip_norm, privacy.calibrated_noise_multiplier
+    plan, size = manifest.plan, manifest.layout.size
+    privacy, multiplier = plan.privacy, plan.noise_multiplier_of_updates
     if privacy.unit == "example":
         of_step = noise_stddev_of_sum(clip_norm=clip_norm, noise_multiplier=multiplier)
         return trainer.train_private_steps(
@@ -57,10 +69,19 @@ def make_report(
             noise_multiplier=multiplier,
             smallest_cohort=privacy.smallest_cohort,
         )
-    return trainer.train_round(
+    update = trainer.train_round(
         weights=weights,
         examples=examples,
         noise=gaussian_noise(size, stddev=share, random_bytes=random_bytes),
+        clip_norm=clip_norm,
         optimizer_state=optimizer_state,
         random_bytes=random_bytes,
     )
+    if not privacy.adaptive_clipping:
+        return update
+    count = noised_count(
+        clipped_indicator(trainer.norm_of_update(weights), clip_norm=clip_norm),
+        stddev=count_stddev_of_share(plan),
+        random_bytes=random_bytes,
+    )
+    return np.append(update, np.float32(count))

@@ -32,6 +32,7 @@ from mobile_client.state import Binding, StateFolder
 from mobile_client.trainer import TrainerCache
 from mobile_client.transport import Link, Refused, Unreachable
 from tf_dpfl.protocol.checks import finite_or_none
+from tf_dpfl.protocol.clip_norms import clip_norm_of_round
 from tf_dpfl.protocol.errors import StateError, TaskError, WireError
 from tf_dpfl.protocol.examples import read_examples
 from tf_dpfl.protocol.files import sha256_hex
@@ -193,6 +194,7 @@ def _join(session: Session, rim: Rim) -> tuple[Session, Progress]:
         "noise_multiplier": privacy.calibrated_noise_multiplier,
         "clipping": privacy.clipping,
         "clip_norm": privacy.clip_norm,
+        "adaptive_clipping": privacy.adaptive_clipping,
         "delta": privacy.delta,
         "local_epsilon_of_one_report": finite_or_none(local_epsilon(manifest.plan, reports=1)),
         "central_epsilon_claimed": manifest.central_epsilon,
@@ -249,6 +251,7 @@ def _take_part(session: Session, rim: Rim) -> tuple[Session, Progress]:
         return session, Progress("wait", wait_s=_poll_s(rim, answer.retry_after_s))
     if session.ledger.find(answer.round_number) is not None:
         return session, Progress("wait", wait_s=_poll_s(rim, _CHECK_IN_AGAIN_S))
+    clip_norm = clip_norm_of_round(manifest.plan, answer.clip_norm)
     rim.settings.limits.check_task(manifest)
     rim.settings.limits.check_reports(manifest.plan, reports=session.ledger.count + 1)
     try:
@@ -257,10 +260,10 @@ def _take_part(session: Session, rim: Rim) -> tuple[Session, Progress]:
         if error.status not in _ROUND_IS_OVER:
             raise
         return session, Progress("wait", wait_s=_poll_s(rim, _CHECK_IN_AGAIN_S))
-    report = _train(session, rim, manifest, weights, answer.round_number)
+    report = _train(session, rim, manifest, weights, answer.round_number, clip_norm)
     rim.folder.save_report(answer.round_number, vector_to_bytes(report))
     session = replace(session, outbox=(*session.outbox, answer.round_number))
-    return session, Progress("trained", {"round": answer.round_number})
+    return session, Progress("trained", {"round": answer.round_number, "clip_norm": clip_norm})
 
 
 def _fetch_weights(rim: Rim, manifest: Manifest, answer: Checkin) -> Float32:
@@ -282,7 +285,12 @@ def _fetch_weights(rim: Rim, manifest: Manifest, answer: Checkin) -> Float32:
 
 
 def _train(
-    session: Session, rim: Rim, manifest: Manifest, weights: Float32, round_number: int
+    session: Session,
+    rim: Rim,
+    manifest: Manifest,
+    weights: Float32,
+    round_number: int,
+    clip_norm: float,
 ) -> Float32:
     """This device's report of one round; where the plan keeps it, saves the optimizer's state."""
     trainer = rim.trainers.trainer(manifest, lambda: _client_file(rim.folder))
@@ -295,6 +303,7 @@ def _train(
         manifest,
         weights=weights,
         examples=_read_data(rim, manifest),
+        clip_norm=clip_norm,
         optimizer_state=state,
         random_bytes=rim.random_bytes,
     )

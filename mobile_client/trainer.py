@@ -33,6 +33,8 @@ _NEEDED_TO_KEEP = (
     signatures.GET_OPTIMIZER_STATE,
     signatures.GET_WEIGHTS,
 )
+# What tells whether an update was clipped.
+_NEEDED_TO_COUNT = (signatures.GET_WEIGHTS,)
 
 
 class Trainer:
@@ -55,7 +57,8 @@ class Trainer:
             raise TaskError(f"{CLIENT_FILE}: not a usable TFLite file: {error}") from None
         self._kept_values = manifest.plan.local_training.kept_values(weights=self._size)
         kept = _NEEDED_TO_KEEP if self._kept_values else ()
-        needed = tuple(dict.fromkeys((*_NEEDED[manifest.plan.privacy.unit], *kept)))
+        counted = _NEEDED_TO_COUNT if manifest.plan.privacy.adaptive_clipping else ()
+        needed = tuple(dict.fromkeys((*_NEEDED[manifest.plan.privacy.unit], *kept, *counted)))
         missing = [name for name in needed if name not in present]
         if missing:
             raise TaskError(f"{CLIENT_FILE}: lacks the signatures {', '.join(missing)}")
@@ -75,6 +78,7 @@ class Trainer:
         weights: Float32,
         examples: Examples,
         noise: Float32,
+        clip_norm: float | None = None,
         optimizer_state: Float32 | None = None,
         random_bytes: Callable[[int], bytes] = os.urandom,
     ) -> Float32:
@@ -85,18 +89,21 @@ class Trainer:
           examples: inputs and target in stored order, [n, ...] each, as the
             manifest's interface says.
           noise: this device's share, float32 [d], used once.
+          clip_norm: the round's, where it adapts; by default the plan's.
           optimizer_state: where the optimizer goes on from, float32 [s], for plans that
             keep it; afterwards `optimizer_state()` gives the new one.
           random_bytes: what random layers (Dropout) of the model draw from.
 
         Returns:
-          float32 [d], finite; without the noise its norm is at most the plan's
-          clip_norm, which is checked here whatever the file computes.
+          float32 [d], finite; without the noise its norm is at most the clip norm,
+          which is checked here whatever the file computes.
 
         Raises:
           TaskError: the file computes something else.
         """
         rate = np.float32(self._plan.local_training.learning_rate)
+        if clip_norm is None:
+            clip_norm = self._plan.privacy.clip_norm
         try:
             self._start_from(weights, optimizer_state)
             for batch in self._batches(examples, random_bytes):
@@ -105,13 +112,13 @@ class Trainer:
             update: Float32 = self._run(
                 signatures.PRIVATIZE_UPDATE,
                 initial=weights,
-                clip_norm=np.float32(self._plan.privacy.clip_norm),
+                clip_norm=np.float32(clip_norm),
                 noise=noise,
             )["update"]
         except (ValueError, RuntimeError, KeyError) as error:
             raise TaskError(f"{CLIENT_FILE}: training failed: {error!r}") from None
         self._check_shape(update)
-        self._check(update, noise)
+        self._check(update, noise, clip_norm)
         return update
 
     def train_private_steps(
@@ -164,7 +171,6 @@ class Trainer:
         simulation.
         """
         try:
-            trained: Float32 = self._run(signatures.GET_WEIGHTS)["weights"]
             state = np.array(self._run(signatures.GET_OPTIMIZER_STATE)["state"], np.float32)
         except (ValueError, RuntimeError, KeyError) as error:
             raise TaskError(f"{CLIENT_FILE}: training failed: {error!r}") from None
@@ -173,9 +179,21 @@ class Trainer:
                 f"{CLIENT_FILE}: gives an optimizer state of shape {state.shape}, the plan's has "
                 f"{self._kept_values} values"
             )
+        usable = self.norm_of_update(weights) < LARGEST_NORM and np.isfinite(state).all()
+        return state if usable else before
+
+    def norm_of_update(self, weights: Float32) -> float:
+        """L2 norm of what the training just done moved from `weights`, the round's.
+
+        Before clipping, and so as private as the examples; NaN or infinite where training
+        has diverged.
+        """
+        try:
+            trained: Float32 = self._run(signatures.GET_WEIGHTS)["weights"]
+        except (ValueError, RuntimeError, KeyError) as error:
+            raise TaskError(f"{CLIENT_FILE}: training failed: {error!r}") from None
         self._check_shape(trained)
-        norm = float(np.linalg.norm(trained.astype(np.float64) - weights.astype(np.float64)))
-        return state if norm < LARGEST_NORM and np.isfinite(state).all() else before
+        return float(np.linalg.norm(trained.astype(np.float64) - weights.astype(np.float64)))
 
     def _inputs_of_step(self) -> set[str]:
         """What `train` takes."""
@@ -263,11 +281,10 @@ class Trainer:
                 f"has {self._size} weights"
             )
 
-    def _check(self, update: Float32, noise: Float32) -> None:
+    def _check(self, update: Float32, noise: Float32, bound: float) -> None:
         """Raises TaskError unless `update` is finite and bounded around `noise`."""
         if not np.isfinite(update).all():
             raise TaskError(f"{CLIENT_FILE}: the update is not finite; nothing is sent")
-        bound = self._plan.privacy.clip_norm
         signal = float(np.linalg.norm(update.astype(np.float64) - noise.astype(np.float64)))
         rounding = _ROUNDING * float(np.linalg.norm(noise.astype(np.float64)))
         if not signal <= bound + rounding:

@@ -33,7 +33,7 @@ COUNTED, REPEATED, CONFLICT, CLOSED = "counted", "repeated", "conflict", "closed
 
 @dataclass(frozen=True)
 class Upload:
-    """One checked update: `vector` is float32 [d], finite, with this digest."""
+    """One checked update: `vector` is the whole report, float32 and finite, with this digest."""
 
     device_id: str
     digest: str

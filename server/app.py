@@ -15,12 +15,13 @@ from starlette.responses import HTMLResponse, JSONResponse, Response
 from starlette.routing import Route
 
 from server import dashboard
+from server.adapting import bounded_report
 from server.admission import EMPTY_DIGEST, authenticate
 from server.aggregation import Upload
 from server.coordinator import Coordinator
-from server.norms import bounded_update
 from server.staging import Staging, read_small_body
 from tf_dpfl.protocol import wire
+from tf_dpfl.protocol.clip_count import report_size
 from tf_dpfl.protocol.errors import WireError
 from tf_dpfl.protocol.files import sha256_hex
 from tf_dpfl.protocol.tensors import Float32
@@ -86,9 +87,10 @@ class _Rim:
 
     def __init__(self, coordinator: Coordinator, body_timeout_s: float):
         self._coordinator = coordinator
-        self._layout = coordinator.manifest.layout
         self._body_timeout_s = body_timeout_s
-        self._staging = Staging(nbytes=self._layout.nbytes, timeout_s=body_timeout_s)
+        plan = coordinator.manifest.plan
+        self._report_size = report_size(plan, weights=coordinator.manifest.layout.size)
+        self._staging = Staging(nbytes=4 * self._report_size, timeout_s=body_timeout_s)
         self._task = {
             "manifest": coordinator.task.manifest_bytes.decode(),
             "signature": coordinator.task.signature,
@@ -127,15 +129,16 @@ class _Rim:
         number = _number(request)
         if not await self._coordinator.expects_update(device_id, number, digest):
             return _accepted(repeated=True)
+        clip_norm = self._coordinator.clip_norm  # the round's, until it closes
         async with self._staging.place():
             body = await self._staging.read(request)
-            vector = await asyncio.to_thread(self._checked_update, body, digest)
+            vector = await asyncio.to_thread(self._checked_report, body, digest, clip_norm)
             new = await self._coordinator.submit(number, Upload(device_id, digest, vector))
         return _accepted(repeated=not new)
 
-    def _checked_update(self, body: bytearray, digest: str) -> Float32:
-        vector = wire.decode_update(body, size=self._layout.size, digest=digest)
-        return bounded_update(vector, self._coordinator.manifest.plan.privacy)
+    def _checked_report(self, body: bytearray, digest: str, clip_norm: float | None) -> Float32:
+        vector = wire.decode_update(body, size=self._report_size, digest=digest)
+        return bounded_report(vector, self._coordinator.manifest.plan, clip_norm=clip_norm)
 
     def _authenticate(self, request: Request) -> tuple[str, str]:
         return authenticate(

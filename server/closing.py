@@ -21,6 +21,7 @@ from typing import Any
 import numpy as np
 
 from server import aggregation, checkpoints, optimizer
+from server.adapting import clip_norm_after, clip_norm_after_sum
 from server.blobs import BlobStore, Float64
 from server.budget import Budget
 from server.evaluation import Evaluator
@@ -36,6 +37,7 @@ from server.rounds import (
 from server.store import Computed, Store
 from server.task_folder import ServedTask
 from tf_dpfl.protocol.checks import finite_or_none
+from tf_dpfl.protocol.clip_count import report_size
 from tf_dpfl.protocol.errors import BudgetError
 from tf_dpfl.protocol.tensors import vector_from_bytes, vector_to_bytes
 
@@ -142,7 +144,9 @@ class Closing:
         """The next model in blobs: sum, server noise, average, optimizer, score."""
         plan, layout = self.task.manifest.plan, self.task.manifest.layout
         partials = self.store.partials(round_.number)
-        sum_ = aggregation.total(self.blobs, partials, size=layout.size)
+        reported = aggregation.total(self.blobs, partials, size=self._report_size)
+        sum_ = reported[: layout.size]
+        clip_norm = self.current_clip_norm()
         remembered = None
         if plan.privacy.noise == "server":
             drawn = draw_noise(
@@ -150,6 +154,7 @@ class Closing:
                 size=layout.size,
                 round_index=round_.model_version + 1,
                 memory=self._noise_memory(),
+                clip_norm=clip_norm,
             )
             sum_ += drawn.noise
             remembered = drawn.memory
@@ -165,7 +170,10 @@ class Closing:
             weights_blob=self.blobs.put(vector_to_bytes(weights)),
             optimizer_blob=self.blobs.put_vector(state.slots.ravel()),
             noise_blob=None if remembered is None else self.blobs.put_vector(remembered.ravel()),
-            result=self._result(round_, sum(p.reports for p in partials), weights),
+            next_clip_norm=None
+            if clip_norm is None
+            else clip_norm_after_sum(plan, clip_norm, unclipped=float(reported[-1])),
+            result=self._result(round_, sum(p.reports for p in partials), weights, clip_norm),
         )
         self.on_step("blobs written")
         return computed
@@ -179,7 +187,9 @@ class Closing:
         rows = memory_rows(self.task.manifest.plan, round_index=int(last.result["round"]))
         return self.blobs.get_vector(last.noise_blob, size=rows * size).reshape(rows, size)
 
-    def _result(self, round_: Round, reports: int, weights: Any) -> dict[str, Any]:
+    def _result(
+        self, round_: Round, reports: int, weights: Any, clip_norm: float | None
+    ) -> dict[str, Any]:
         """The round's line of metrics.jsonl."""
         manifest = self.task.manifest
         privacy = manifest.plan.privacy
@@ -198,9 +208,10 @@ class Closing:
             "delta": privacy.delta,
             "unit": privacy.unit,
             "sampling": manifest.plan.clients.sampling,
-            "bytes_received": reports * manifest.layout.nbytes,
-            "bytes_per_update": manifest.layout.nbytes,
+            "bytes_received": reports * 4 * self._report_size,
+            "bytes_per_update": 4 * self._report_size,
             "seconds": round(max(0.0, now - round_.opened_at_s), 3),
+            **({} if clip_norm is None else {"clip_norm": clip_norm}),
         }
 
     def _publish(self, round_: Round) -> None:
@@ -236,6 +247,16 @@ class Closing:
     def current_weights(self) -> bytes:
         """The newest released model, or the task's initial one."""
         return self._model_and_state()[0]
+
+    def current_clip_norm(self) -> float | None:
+        """That of rounds over the newest released model, where it adapts."""
+        return clip_norm_after(self.task.manifest.plan, self.store.last_released())
+
+    @property
+    def _report_size(self) -> int:
+        """How many numbers a report has."""
+        manifest = self.task.manifest
+        return report_size(manifest.plan, weights=manifest.layout.size)
 
     def _model_and_state(self) -> tuple[bytes, optimizer.OptimizerState]:
         settings, size = self.task.manifest.plan.server, self.task.manifest.layout.size

@@ -88,6 +88,7 @@ class Coordinator:
         self.results = self._store.results()[: self.released_rounds]
         self.weights = closing.current_weights()
         self.weights_sha256 = sha256_hex(self.weights)
+        self.clip_norm = closing.current_clip_norm()
         self.told_done: set[str] = set()
 
     # What the HTTP layer asks ---------------------------------------------
@@ -141,6 +142,7 @@ class Coordinator:
                     round_number=current.round.number,
                     weights_sha256=self.weights_sha256,
                     closes_in_s=left_s,
+                    clip_norm=self.clip_norm,
                 )
         retry_s = max(self._poll_s, self.enrolled / _MOST_CHECKINS_PER_S)
         return wire.Checkin("wait", retry_after_s=retry_s)
@@ -341,6 +343,7 @@ class Coordinator:
         if outcome.released:
             self.weights = await self._in_writer(self._closing.current_weights)
             self.weights_sha256 = sha256_hex(self.weights)
+            self.clip_norm = await self._in_writer(self._closing.current_clip_norm)
             self.released_rounds = int(outcome.result["round"])
             self.results = [*self.results, dict(outcome.result)]
             self._reporter.emit("round", **outcome.result)

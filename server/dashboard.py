@@ -34,6 +34,8 @@ def page(status: Mapping[str, Any]) -> str:
         ("accuracy", _percent(newest["accuracy"] if newest else None)),
         ("central epsilon", _epsilon(privacy["central_epsilon"])),
     ]
+    if "clip_norm" in privacy:
+        cards.append(("clip norm", f"{privacy['clip_norm']:.3g}"))
     boxes = "".join(
         f'<div class="card">{escape(name)}<b>{escape(value)}</b></div>' for name, value in cards
     )

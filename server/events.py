@@ -48,7 +48,8 @@ def sentence(event: str, fields: dict[str, Any]) -> str:
     spent = "unbounded" if epsilon is None else f"{epsilon:.3g}"
     accuracy = fields["accuracy"]
     score = "" if accuracy is None else f", accuracy {100 * accuracy:.1f} %"
+    clipped = f", clip norm {fields['clip_norm']:.3g}" if "clip_norm" in fields else ""
     return (
-        f"round {fields['round']} released: {fields['reports']} reports{score}, "
+        f"round {fields['round']} released: {fields['reports']} reports{score}{clipped}, "
         f"central epsilon {spent} at delta {fields['delta']:g} per {fields['unit']}"
     )

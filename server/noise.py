@@ -29,7 +29,14 @@ class Drawn:
     memory: Float64 | None = None
 
 
-def draw_noise(plan: Plan, *, size: int, round_index: int, memory: Float64 | None) -> Drawn:
+def draw_noise(
+    plan: Plan,
+    *,
+    size: int,
+    round_index: int,
+    memory: Float64 | None,
+    clip_norm: float | None = None,
+) -> Drawn:
     """Fresh noise from the operating system's entropy.
 
     Args:
@@ -37,10 +44,11 @@ def draw_noise(plan: Plan, *, size: int, round_index: int, memory: Float64 | Non
       size: number of weights d.
       round_index: of the mechanism, 1 for the first released round.
       memory: what the round before this remembered; None in the first.
+      clip_norm: the round's, where it adapts; by default the plan's.
     """
     stddev = noise_stddev_of_sum(
-        clip_norm=plan.privacy.clip_norm,
-        noise_multiplier=plan.privacy.calibrated_noise_multiplier,
+        clip_norm=plan.privacy.clip_norm if clip_norm is None else clip_norm,
+        noise_multiplier=plan.noise_multiplier_of_updates,
     )
 
     def fresh() -> Float64:

@@ -24,9 +24,12 @@ from sqlalchemy.exc import DatabaseError
 
 from tf_dpfl.protocol.errors import StateError
 
-SCHEMA_VERSION = 2
+SCHEMA_VERSION = 3
 # What each older version lacks, as statements that bring it to the next.
-_FROM_OLDER = {1: ("ALTER TABLE rounds ADD COLUMN noise_blob VARCHAR",)}
+_FROM_OLDER = {
+    1: ("ALTER TABLE rounds ADD COLUMN noise_blob VARCHAR",),
+    2: ("ALTER TABLE rounds ADD COLUMN next_clip_norm FLOAT",),
+}
 # SQLite's application_id: another program's database is refused ("DPFL").
 APPLICATION_ID = 0x4450464C
 # Seconds a writer waits for another process (dpfl-server tokens) to commit.
@@ -70,6 +73,7 @@ rounds = Table(
     Column("weights_blob", String),
     Column("optimizer_blob", String),
     Column("noise_blob", String),  # what correlated noise remembers
+    Column("next_clip_norm", Float),  # after this round, where it adapts
     Column("result_json", String),  # the round's line of metrics.jsonl
 )
 drawn = Table(

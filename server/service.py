@@ -237,6 +237,8 @@ def public_status(coordinator: Coordinator, prior_epsilon: float | None) -> dict
     results = coordinator.results
     epsilon = results[-1]["central_epsilon"] if results else prior_epsilon
     current = coordinator.open
+    adapts = {} if coordinator.clip_norm is None else {"clip_norm": coordinator.clip_norm}
+    shown = ("round", "accuracy", "loss", "central_epsilon", *adapts)
     return {
         "task_id": coordinator.manifest.task_id,
         "state": coordinator.state,
@@ -250,11 +252,9 @@ def public_status(coordinator: Coordinator, prior_epsilon: float | None) -> dict
             "unit": plan.privacy.unit,
             "noise": plan.privacy.noise,
             "sampling": plan.clients.sampling,
+            **adapts,
         },
-        "rounds": [
-            {key: result[key] for key in ("round", "accuracy", "loss", "central_epsilon")}
-            for result in results
-        ],
+        "rounds": [{key: result[key] for key in shown} for result in results],
     }
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+from server.adapting import clip_norm_after
 from server.budget import Budget
 from server.service import DATABASE_FILE, URL_FILE
 from server.store import Store
@@ -18,6 +19,7 @@ def operator_status(state: Path) -> dict[str, Any]:
     try:
         counts, ended = store.counts(), store.ended()
         unfinished, charges = store.unfinished_round(), store.charges()
+        last = store.last_released()
         reports = {} if unfinished is None else store.report_digests(unfinished.number)
         home = state / "task"
         task = load_task(home) if home.exists() else None
@@ -26,11 +28,13 @@ def operator_status(state: Path) -> dict[str, Any]:
     finally:
         store.close()
     url = state / URL_FILE
-    epsilon, planned, task_id, delta = None, None, None, None
+    epsilon, planned, task_id, delta, clip_norm = (None,) * 5
     if task is not None:
         plan = task.manifest.plan
         epsilon = finite_or_none(Budget(task.manifest, max_epsilon=None).epsilon_of(charges))
         planned, task_id, delta = plan.server.rounds, task.manifest.task_id, plan.privacy.delta
+        adapted = clip_norm_after(plan, last)
+        clip_norm = plan.privacy.clip_norm if adapted is None else adapted
     return {
         "task_id": task_id,
         "state": "done" if ended is not None else "running or stopped",
@@ -43,4 +47,5 @@ def operator_status(state: Path) -> dict[str, Any]:
         "reports_so_far": None if unfinished is None else len(reports),
         "central_epsilon": epsilon,
         "delta": delta,
+        "clip_norm": clip_norm,
     }

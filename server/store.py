@@ -25,12 +25,14 @@ class Computed:
     """What a charged round computed: blobs not yet published, and its metrics.
 
     `noise_blob` holds what correlated noise remembers, and is never published.
+    `next_clip_norm` is that of the round after, where it adapts.
     """
 
     weights_blob: str
     optimizer_blob: str
     result: Mapping[str, Any]
     noise_blob: str | None = None
+    next_clip_norm: float | None = None
 
 
 @dataclass(frozen=True)
@@ -206,6 +208,7 @@ class Store:
                 weights_blob=computed.weights_blob,
                 optimizer_blob=computed.optimizer_blob,
                 noise_blob=computed.noise_blob,
+                next_clip_norm=computed.next_clip_norm,
                 result_json=json.dumps(computed.result, allow_nan=False),
             )
 
@@ -298,7 +301,13 @@ class Store:
 
 
 def _computed(row: Any) -> Computed:
-    return Computed(row.weights_blob, row.optimizer_blob, _parsed(row.result_json), row.noise_blob)
+    return Computed(
+        row.weights_blob,
+        row.optimizer_blob,
+        _parsed(row.result_json),
+        row.noise_blob,
+        row.next_clip_norm,
+    )
 
 
 def partials_of(connection: Connection, number: int) -> list[Partial]:

@@ -25,6 +25,8 @@ Answer = tuple[int, bytes]
 class TestServer:
     """Invites every device to every round; a round ends when `close_round` says.
 
+    `told` is put over the check-in answers that invite.
+
     `accepted[round][device]` is the counted body, `arrived` every body that
     came, `requests` all (method, path). `faults` maps "METHOD path" to a
     function from the true answer to the one that is sent. `on_update` sees
@@ -46,6 +48,7 @@ class TestServer:
         self.faults: dict[str, Callable[[Answer], Answer]] = {}
         self.on_update: Callable[[str, int, bytes], None] = lambda *_: None
         self.retry_after_s = 0.01
+        self.told: dict[str, Any] = {}
         self._lock = threading.Lock()
 
     def count(self, method: str, path: str) -> int:
@@ -119,6 +122,7 @@ class TestServer:
             round_number=self.round,
             weights_sha256=sha256_hex(self.task.weights_bytes),
             closes_in_s=60.0,
+            **self.told,
         )
 
     def _update(self, device: str, number: int, body: bytes) -> Answer:

@@ -43,7 +43,9 @@ EXAMPLES = 20
 KERAS_CONTENT = b"not sent to devices"
 
 
-def plan_of(model: str, *, clients: dict[str, Any] | None = None, **privacy: Any) -> Plan:
+def plan_of(
+    model: str, *, clients: dict[str, Any] | None = None, rounds: int = 3, **privacy: Any
+) -> Plan:
     """A plan with 3 batches of 8 per epoch, the last one padded."""
     by_example = {"unit": "example", "delta": 5e-4} if model.endswith("-example") else {}
     return plan_from_dict(
@@ -73,7 +75,7 @@ def plan_of(model: str, *, clients: dict[str, Any] | None = None, **privacy: Any
                 **by_example,
                 **privacy,
             },
-            "server": {"rounds": 3},
+            "server": {"rounds": rounds},
         }
     )
 
@@ -101,6 +103,7 @@ def sign_task(
     author: Ed25519PrivateKey | None = None,
     privacy: dict[str, Any] | None = None,
     clients: dict[str, Any] | None = None,
+    rounds: int = 3,
     **changes: Any,
 ) -> SignedTask:
     """A signed task of a file in `files`; `changes` replace manifest fields."""
@@ -115,7 +118,7 @@ def sign_task(
     now = int(time.time())
     manifest = Manifest(
         task_id="5" * 32,
-        plan=plan_of(model, clients=clients, **(privacy or {})),
+        plan=plan_of(model, clients=clients, rounds=rounds, **(privacy or {})),
         layout=layout,
         interface=ExampleInterface(
             (ExampleTensor("x", "float32", SHAPES[model]),),

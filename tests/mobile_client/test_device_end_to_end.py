@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import itertools
 import json
+import math
 import os
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -16,7 +17,15 @@ from typing import Any
 import numpy as np
 import pytest
 from device_oracle import train_mlp, train_mlp_privately
-from device_task import SignedTask, flags, plan_of, save_examples, sign_task, write_task
+from device_task import (
+    EXAMPLES,
+    SignedTask,
+    flags,
+    plan_of,
+    save_examples,
+    sign_task,
+    write_task,
+)
 
 from tf_dpfl.privacy.calibration import calibrate_plan
 from tf_dpfl.protocol.clipping import clip_by_global_norm
@@ -58,10 +67,18 @@ def serving(task: SignedTask, folder: Path) -> Iterator[tuple[str, Path]]:
         server.wait(60)
 
 
-def run_fleet(task: SignedTask, folder: Path, url: str, state: Path) -> list[dict[str, Any]]:
+def run_fleet(
+    task: SignedTask,
+    folder: Path,
+    url: str,
+    state: Path,
+    *,
+    counts: Sequence[int] = (EXAMPLES,) * DEVICES,
+) -> list[dict[str, Any]]:
+    """All devices to the task's end; `counts` are how many examples each has."""
     (folder / "data").mkdir()
-    for number in range(DEVICES):
-        save_examples(folder / "data" / f"{number}.npz", seed=number)
+    for number, count in enumerate(counts):
+        save_examples(folder / "data" / f"{number}.npz", seed=number, count=count)
     options = flags(
         count=DEVICES,
         processes=2,
@@ -173,3 +190,78 @@ def test_with_noise_every_device_reports_and_knows_its_own_epsilon(
     noise = plan.privacy.calibrated_noise_multiplier
     stddev = noise * 0.5 * np.sqrt(DEVICES / 2 * rounds) / DEVICES
     assert np.std(weights - task.weights) == pytest.approx(stddev, rel=0.1)
+
+
+ADAPTING = {"adaptive_clipping": True, "target_quantile": 0.6}
+SPREAD = (1, 3, 6, 10, 15, 20)  # examples: the more, the longer the update
+
+
+def updates_of(weights: np.ndarray, task: SignedTask, folder: Path) -> list[np.ndarray]:
+    """Every device's update from those weights, in float64."""
+    updates = []
+    for number in range(DEVICES):
+        x, y = read_arrays(folder / "data" / f"{number}.npz").values()
+        updates.append((train_mlp(weights, x, y, task) - weights).astype(np.float32))
+    return updates
+
+
+def clip_norms_of(state: Path) -> list[float]:
+    lines = (state / "metrics.jsonl").read_text().splitlines()
+    return [json.loads(line)["clip_norm"] for line in lines]
+
+
+def test_without_noise_the_clip_norm_goes_the_way_of_a_readable_loop(
+    tmp_path: Path, client_files: Path
+) -> None:
+    """From a hundredth of what it comes to; sums, counts, clip norms and models of all rounds."""
+    rounds, rate = 7, 2.5
+    privacy = {**ADAPTING, "noise_multiplier": 0.0, "clip_norm": 0.01, "clip_learning_rate": rate}
+    task = sign_task(
+        client_files, clients=CLIENTS, privacy=privacy, rounds=rounds, central_epsilon=None
+    )
+    with serving(task, tmp_path) as (url, state):
+        events = run_fleet(task, tmp_path, url, state, counts=SPREAD)
+        done, weights = released(state)
+    assert done == rounds and events[-1]["reports_sent"] == rounds * DEVICES
+    expected, clip_norm, clip_norms, clipped = task.weights, 0.01, [], []
+    for _ in range(rounds):
+        updates = updates_of(expected, task, tmp_path)
+        total = sum(clip_by_global_norm(u, clip_norm=clip_norm).astype(np.float64) for u in updates)
+        unclipped = sum(bool(np.linalg.norm(u) <= clip_norm) for u in updates)
+        expected = (expected + total / DEVICES).astype(np.float32)
+        clip_norms.append(clip_norm)
+        clipped.append(DEVICES - unclipped)
+        clip_norm *= math.exp(-rate * (unclipped / DEVICES - 0.6))
+    np.testing.assert_allclose(clip_norms_of(state), clip_norms, rtol=1e-5)
+    np.testing.assert_allclose(weights, expected, atol=1e-5)
+    assert clipped[0] == DEVICES and 0 < clipped[-1] < DEVICES
+    trained = [event for event in events if event["event"] == "trained"]
+    assert sorted({e["clip_norm"] for e in trained}) == sorted(set(clip_norms_of(state)))
+
+
+def test_with_noise_the_clip_norm_comes_near_the_quantile_from_a_hundredth(
+    tmp_path: Path, client_files: Path
+) -> None:
+    privacy = {
+        **ADAPTING,
+        "noise_multiplier": 0.02,
+        "clip_count_stddev": 0.1,
+        "clip_norm": 0.005,
+        "clip_learning_rate": 2.0,
+    }
+    task = sign_task(
+        client_files, clients=CLIENTS, privacy=privacy, rounds=10, central_epsilon=None
+    )
+    with serving(task, tmp_path) as (url, state):
+        events = run_fleet(task, tmp_path, url, state, counts=SPREAD)
+        _, weights = released(state)
+        card = json.loads((state / "privacy.json").read_text())
+    clip_norms = clip_norms_of(state)
+    norms = [np.linalg.norm(u) for u in updates_of(weights, task, tmp_path)]
+    assert clip_norms[0] == pytest.approx(0.005) and np.median(norms) > 0.3
+    # A step is at most a factor of e^(2 * 0.6) = 3.3, and its noise a twentieth.
+    assert np.median(norms) / 5 < clip_norms[-1] < 5 * np.median(norms)
+    assert card["adaptive_clipping"]["clip_count_stddev"] == 0.1
+    assert "clip norm of each round" in card["released"]
+    done = [event for event in events if event["event"] == "done"]
+    assert all(event["local_epsilon"] == done[0]["local_epsilon"] > 0 for event in done)

@@ -327,11 +327,18 @@ def test_a_manifest_says_once_more_that_noise_is_correlated():
     assert verify(raw) == correlated
 
 
-def test_a_task_whose_clip_norm_would_move_is_refused():
-    """No device is told a round's clip norm: it would clip to another one than is accounted."""
+def test_a_manifest_says_once_more_that_the_clip_norm_adapts():
+    assert not {"adaptive_clipping", "clip_count_stddev"} & json.loads(RAW)["privacy"].keys()
     plan = plan_from_dict(plan_tree(privacy={"adaptive_clipping": True}))
-    with pytest.raises(TaskError, match=r"adaptive_clipping = false"):
-        verify(m.manifest_to_bytes(replace(MANIFEST, plan=plan)))
+    adapting = replace(MANIFEST, plan=plan)
+    raw = m.manifest_to_bytes(adapting)
+    tree = json.loads(raw)
+    assert tree["privacy"]["adaptive_clipping"] is True
+    assert tree["privacy"]["clip_count_stddev"] == 2.5
+    assert verify(raw) == adapting
+    del tree["privacy"]["adaptive_clipping"]
+    with pytest.raises(TaskError, match="contradicts its plan"):
+        m.parse_manifest(json.dumps(tree).encode())
 
 
 @pytest.mark.parametrize("clipping", ["per_layer", "value"])

@@ -4,6 +4,7 @@ import contextlib
 import hashlib
 import json
 import math
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -16,6 +17,7 @@ from tf_dpfl.protocol.tensors import vector_to_bytes
 
 DIGEST = "ab" * 32
 TRAIN = wire.Checkin("train", round_number=3, weights_sha256=DIGEST, closes_in_s=9.5)
+ADAPTING = replace(TRAIN, clip_norm=0.1)
 JSON = st.recursive(
     st.none() | st.booleans() | st.integers() | st.floats() | st.text(),
     lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(), inner, max_size=3),
@@ -35,6 +37,7 @@ def trip(message):
         wire.Checkin("done"),
         wire.Checkin("wait", retry_after_s=2.5),
         TRAIN,
+        ADAPTING,
     ],
 )
 def test_messages_survive_the_wire(message):
@@ -44,6 +47,12 @@ def test_messages_survive_the_wire(message):
 def test_answers_hold_only_what_their_state_needs():
     assert wire.Checkin("done").to_json() == {"state": "done"}
     assert set(wire.Checkin("wait", retry_after_s=1).to_json()) == {"state", "retry_after_s"}
+    # Byte for byte what it was before clip norms could adapt.
+    assert json.dumps(TRAIN.to_json()) == (
+        '{"state": "train", "round_number": 3, "weights_sha256": "' + DIGEST + '", '
+        '"closes_in_s": 9.5}'
+    )
+    assert ADAPTING.to_json() == {**TRAIN.to_json(), "clip_norm": 0.1}
 
 
 @given(
@@ -55,6 +64,7 @@ def test_answers_hold_only_what_their_state_needs():
             "weights_sha256": st.just(DIGEST) | JSON,
             "retry_after_s": JSON,
             "closes_in_s": JSON,
+            "clip_norm": JSON,
         },
     )
 )
@@ -84,6 +94,14 @@ def test_a_round_number_is_a_positive_integer(number):
 def test_a_wait_is_a_finite_time(seconds):
     with pytest.raises(WireError, match="retry_after_s"):
         wire.Checkin.from_json({"state": "wait", "retry_after_s": seconds})
+
+
+@pytest.mark.parametrize(
+    "clip_norm", [0, -1, math.nan, math.inf, -math.inf, 1e38, True, "1", None, 10**400]
+)
+def test_a_clip_norm_is_a_finite_number_above_zero(clip_norm):
+    with pytest.raises(WireError, match="clip_norm"):
+        wire.Checkin.from_json({**TRAIN.to_json(), "clip_norm": clip_norm})
 
 
 @pytest.mark.parametrize("token", ["1234567", "x" * 129, None, 12345678, ["12345678"]])

@@ -319,7 +319,8 @@ def test_a_state_of_before_there_was_correlated_noise_goes_on(tmp_path: Path) ->
     store = Store(path, create=True)
     store.bind_task("d")
     with store.transaction() as connection:
-        connection.exec_driver_sql("ALTER TABLE rounds DROP COLUMN noise_blob")
+        for column in ("noise_blob", "next_clip_norm"):
+            connection.exec_driver_sql(f"ALTER TABLE rounds DROP COLUMN {column}")
         connection.exec_driver_sql("PRAGMA user_version=1")
     store.close()
     store = Store(path, create=False)

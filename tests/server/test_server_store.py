@@ -181,9 +181,9 @@ def test_unusable_databases_are_refused(tmp_path: Path) -> None:
     newer = tmp_path / "newer.sqlite"
     Store(newer, create=True).close()
     with sqlite3.connect(newer) as connection:
-        connection.execute("PRAGMA user_version=3")
+        connection.execute("PRAGMA user_version=4")
     connection.close()
-    refused(newer, "schema version 3")
+    refused(newer, "schema version 4")
     damaged = tmp_path / "damaged.sqlite"
     store = Store(damaged, create=True)
     enrolments.add_tokens(store, [f"{i:064x}" for i in range(2000)])

@@ -2,12 +2,15 @@
 
 import json
 import math
+import shutil
 from dataclasses import replace
 
 import numpy as np
 import pytest
 import tensorflow as tf
 import tensorflow_privacy as tfp
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from kills import simulate_until_killed
 from plans import digits_plan, small_mlp, with_server
 from test_process import USERS, clipped_update, flat, start
@@ -15,10 +18,16 @@ from test_process import USERS, clipped_update, flat, start
 from tf_dpfl.client_work.computation import ClientComputation
 from tf_dpfl.data.federated import load_federated_data
 from tf_dpfl.export.task import export_client
+from tf_dpfl.protocol import clip_norms as servers
 from tf_dpfl.protocol.clipping import clip_by_global_norm
-from tf_dpfl.protocol.errors import PlanError
+from tf_dpfl.protocol.errors import StateError
+from tf_dpfl.protocol.manifest import verify_manifest
 from tf_dpfl.protocol.plan import plan_from_dict, plan_to_dict
-from tf_dpfl.simulation.adaptive_clipping import next_clip_norm, noise_of_count
+from tf_dpfl.simulation.adaptive_clipping import (
+    first_clip_norm,
+    next_clip_norm,
+    noise_of_count,
+)
 from tf_dpfl.simulation.noise import CLIP_COUNT, SERVER, derive_seed, seeded_gaussian_noise
 from tf_dpfl.simulation.process import build_learning_process
 from tf_dpfl.simulation.runtime import tff_runtime
@@ -295,13 +304,58 @@ def test_a_run_shows_its_clip_norms(whole):
     assert "clip norm of each round" in whole.card.to_json()["released"]
 
 
-def test_a_run_goes_to_devices_only_with_a_clip_norm_of_its_own(whole, tmp_path):
-    with pytest.raises(PlanError, match=r"privacy\.adaptive_clipping = false"):
-        export_client(whole.folder, tmp_path / "task", signing_key=tmp_path / "key.pem")
-    assert not (tmp_path / "task").exists()
-    clip_norm = metrics(whole.folder)[-1]["clip_norm"]
-    fixed = ["privacy.adaptive_clipping=false", f"privacy.clip_norm={clip_norm!r}"]
+@pytest.mark.parametrize(
+    ("overrides", "adapts", "clip_norm"),
+    [
+        ([], True, None),
+        (["privacy.adaptive_clipping=false", "privacy.clip_norm=0.75"], False, 0.75),
+    ],
+)
+def test_devices_go_on_with_the_clip_norm_a_run_came_to(
+    whole, tmp_path, overrides, adapts, clip_norm
+):
+    """Unless they are told another one, or to keep it."""
     task = export_client(
-        whole.folder, tmp_path / "task", signing_key=tmp_path / "key.pem", overrides=fixed
+        whole.folder, tmp_path / "task", signing_key=tmp_path / "key.pem", overrides=overrides
     )
-    assert task.plan.privacy.clip_norm == clip_norm and task.prior_spending
+    privacy = task.plan.privacy
+    assert privacy.clip_norm == (clip_norm or metrics(whole.folder)[-1]["clip_norm"])
+    assert privacy.adaptive_clipping is adapts and task.prior_spending
+    assert verify_manifest(
+        (tmp_path / "task" / "manifest.json").read_bytes(),
+        (tmp_path / "task" / "manifest.sig").read_text().strip(),
+        public_key=(tmp_path / "task" / "public_key.txt").read_text().strip(),
+    )
+
+
+@pytest.mark.parametrize("lines", ["", "{", "[]", '{"round": 1}', '{"clip_norm": true}'])
+def test_a_run_that_does_not_say_where_its_clip_norm_came_to_is_not_exported(
+    whole, tmp_path, lines
+):
+    run = shutil.copytree(whole.folder, tmp_path / "run")
+    (run / "metrics.jsonl").write_text(lines)
+    with pytest.raises(StateError, match=r"metrics\.jsonl: .*clip_norm"):
+        export_client(run, tmp_path / "task", signing_key=tmp_path / "key.pem")
+
+
+@given(
+    clip_norm=st.floats(servers.SMALLEST, servers.LARGEST, width=32),
+    unclipped=st.floats(-1e6, 1e6, width=32),
+    rate=st.floats(1e-3, 900.0),
+    released=st.booleans(),
+)
+@settings(max_examples=60, deadline=None)
+def test_the_servers_rule_is_the_simulations(clip_norm, unclipped, rate, released):
+    plan = adaptive_plan(clip_learning_rate=rate, target_quantile=0.3, clip_norm=clip_norm)
+    assert float(first_clip_norm(plan)) == servers.first_clip_norm(plan)
+    simulated = next_clip_norm(
+        plan,
+        tf.constant(clip_norm, tf.float32),
+        unclipped=tf.constant(unclipped, tf.float32),
+        released=tf.constant(released),
+    )
+    served = servers.next_clip_norm(plan, clip_norm, unclipped=unclipped)
+    # float32 moves the exponent by its rounding.
+    exponent = abs(servers.exponent(plan, unclipped))
+    tolerance = 1e-6 * max(1.0, min(exponent, 100.0))
+    assert float(simulated) == pytest.approx(served if released else clip_norm, rel=tolerance)

@@ -17,6 +17,7 @@ from tf_dpfl.protocol.files import sync_folder, write_atomically
 PLAN_FILE = "plan.toml"
 MODEL_FILE = "model.keras"
 CARD_FILE = "privacy.json"
+METRICS_FILE = "metrics.jsonl"
 
 
 def require_files(folder: Path, names: tuple[str, ...], *, what: str) -> None:
@@ -50,6 +51,18 @@ def read_card(path: Path) -> Mapping[str, Any]:
             "simulate or server command again, it writes the card anew"
         )
     return card
+
+
+def read_last_clip_norm(run: Path) -> float:
+    """The clip norm of the last round of a run in which it adapts; StateError when unknown."""
+    path = run / METRICS_FILE
+    try:
+        value = json.loads(path.read_bytes().splitlines()[-1])["clip_norm"]
+    except (OSError, ValueError, LookupError, TypeError, RecursionError) as error:
+        raise StateError(f"{path}: no clip_norm of a last round in it: {error!r}") from None
+    if isinstance(value, bool) or not isinstance(value, (int, float)):
+        raise StateError(f"{path}: clip_norm={value!r:.80} must be a number")
+    return float(value)
 
 
 def require_free(out: Path) -> None:

@@ -25,6 +25,7 @@ from tf_dpfl.export.folders import (
     MODEL_FILE,
     PLAN_FILE,
     read_card,
+    read_last_clip_norm,
     require_files,
     require_free,
     write_folder,
@@ -37,11 +38,10 @@ from tf_dpfl.privacy.calibration import calibrate_plan
 from tf_dpfl.privacy.mechanism import Mechanism, mechanism_from_json, mechanism_of_plan
 from tf_dpfl.protocol import manifest as names
 from tf_dpfl.protocol import signing
-from tf_dpfl.protocol.errors import ExportError, ModelError, PlanError, StateError, TaskError
+from tf_dpfl.protocol.errors import ExportError, ModelError, StateError, TaskError
 from tf_dpfl.protocol.manifest import (
     FileDigest,
     Manifest,
-    fault_on_devices,
     manifest_to_bytes,
     sign_manifest,
 )
@@ -80,8 +80,9 @@ def export_client(
 
     Args:
       plan_or_run: a plan, for a training that starts on devices; or a run
-        folder of `dpfl simulate`, which devices continue: its plan, its model
-        and its spending, which counts towards the task's epsilon.
+        folder of `dpfl simulate`, which devices continue: its plan, its model,
+        the clip norm where it adapts, and its spending, which counts towards the
+        task's epsilon.
       out: a folder that does not exist or is empty.
       signing_key: the Ed25519 private key (PEM); made when there is none.
       model: the model and its initial weights; by default a run's newest model
@@ -99,7 +100,7 @@ def export_client(
       ExportError: the model cannot be exported, or arguments that do not fit.
       ModelError: the model cannot be trained privately; names every layer.
       PlanError: an override does not fit; another privacy.unit than the run's
-        is one of them; no device can take part (adaptive clipping).
+        is one of them.
       StateError: files of the run are missing or broken, or `out` is in use.
     """
     if not 0 < valid_for_days <= _LONGEST_VALIDITY_DAYS:
@@ -113,8 +114,6 @@ def export_client(
         source = _from_plan(plan_or_run, model, input_shape=input_shape, classes=classes)
     else:
         source = _from_run(Path(plan_or_run), model, overrides=overrides)
-    if fault := fault_on_devices(source.plan):
-        raise PlanError([fault])
     require_exportable(source.model, source.plan)
     interface = interface_of(source.model, source.plan.local_training)
     plan = calibrate_plan(source.plan)
@@ -209,6 +208,8 @@ def _from_plan(
 def _from_run(run: Path, model: tf.keras.Model | None, *, overrides: Sequence[str]) -> _Source:
     needed = (PLAN_FILE, CARD_FILE) + (() if model is not None else (MODEL_FILE,))
     require_files(run, needed, what="a finished run of dpfl simulate")
+    if load_plan(run / PLAN_FILE).privacy.adaptive_clipping:
+        overrides = [f"privacy.clip_norm={read_last_clip_norm(run)!r}", *overrides]
     plan = load_plan(run / PLAN_FILE, overrides=overrides)
     card = read_card(run / CARD_FILE)
     try:

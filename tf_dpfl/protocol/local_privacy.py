@@ -15,10 +15,12 @@ def local_epsilon(plan: Plan, *, reports: int) -> float:
 
     Unit "user": any two data sets of the device (replace-one), so two clipped
     updates differ by up to 2 * clip_norm; the noise is one share. Infinite when
-    the plan leaves the noise to the server. Unit "example": one example is
-    replaced by another in its place, so two clipped gradients differ by up to
-    2 * clip_norm. Within an epoch it is in one step, and what follows only sees
-    that step's result, so that an epoch is one Gaussian mechanism.
+    the plan leaves the noise to the server. Where the clip norm adapts, a report
+    has a noised count too, and the noise multiplier is that of both, whatever clip
+    norm a round has. Unit "example": one example is replaced by another in its
+    place, so two clipped gradients differ by up to 2 * clip_norm. Within an epoch
+    it is in one step, and what follows only sees that step's result, so that an
+    epoch is one Gaussian mechanism.
     """
     privacy = plan.privacy
     if privacy.unit == "example":

@@ -130,10 +130,17 @@ def _privacy_summary(plan: Plan) -> dict[str, Any]:
     mechanism = {"mechanism": plan.privacy.mechanism} if plan.privacy.is_correlated else {}
     whole = plan.privacy.clipping == "global"
     clipping = {} if whole else {"clipping": plan.privacy.clipping}
+    # There clip_norm is only where the clip norm starts, and reports have a count.
+    adapts = (
+        {"adaptive_clipping": True, "clip_count_stddev": plan.clip_count_stddev}
+        if plan.privacy.adaptive_clipping
+        else {}
+    )
     local = plan.privacy.target_local_epsilon
     return {
         **mechanism,
         **clipping,
+        **adapts,
         **({} if local is None else {"target_local_epsilon": local}),
         "unit": plan.privacy.unit,
         "noise": plan.privacy.noise,
@@ -142,17 +149,6 @@ def _privacy_summary(plan: Plan) -> dict[str, Any]:
         "smallest_cohort": plan.privacy.smallest_cohort,
         "delta": plan.privacy.delta,
     }
-
-
-def fault_on_devices(plan: Plan) -> str | None:
-    """Why no device can take part in `plan`, or None."""
-    if not plan.privacy.adaptive_clipping:
-        return None
-    return (
-        "privacy.adaptive_clipping=true is for simulations: devices clip to the norm of the plan, "
-        "and no message tells them another one for a round; set privacy.adaptive_clipping = false "
-        "and privacy.clip_norm to what a simulation came to (clip_norm in its metrics.jsonl)"
-    )
 
 
 def sign_manifest(key: Ed25519PrivateKey, raw: bytes) -> str:
@@ -196,8 +192,6 @@ def parse_manifest(raw: bytes) -> Manifest:
         )
     try:
         plan = plan_from_dict(tree["plan"], source="manifest plan")
-        if fault := fault_on_devices(plan):
-            raise TaskError(f"manifest: {fault}")
         manifest = Manifest(
             task_id=_task_id(tree["task_id"]),
             plan=plan,

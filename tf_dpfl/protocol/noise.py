@@ -77,7 +77,7 @@ def gaussian_noise(
 
 
 def fill_with_noise(
-    parts: Sequence[Float32],
+    parts: Sequence[Float32] | Sequence[NDArray[np.float64]],
     *,
     stddev: float,
     random_bytes: Callable[[int], bytes] = os.urandom,
@@ -85,7 +85,8 @@ def fill_with_noise(
     """Fills arrays, in place, with what `gaussian_noise` draws for all of them together.
 
     Args:
-      parts: float32 arrays of any shapes, each contiguous.
+      parts: float32 arrays of any shapes, each contiguous; float64 ones take the values as
+        they are computed, without the last rounding.
       stddev, random_bytes: as for `gaussian_noise`.
 
     Raises:

@@ -112,7 +112,8 @@ class Checkin:
     """The server's answer to a check-in.
 
     `state` is "train" (with all other fields), "wait" (ask again after
-    `retry_after_s`) or "done" (the task has ended).
+    `retry_after_s`) or "done" (the task has ended). `clip_norm` is the round's, named where
+    it adapts and only there; `clip_norms.clip_norm_of_round` checks it.
     """
 
     state: str
@@ -120,17 +121,20 @@ class Checkin:
     round_number: int = 0
     weights_sha256: str = ""
     closes_in_s: float = 0.0
+    clip_norm: float | None = None
 
     def to_json(self) -> dict[str, Any]:
         """Plain JSON values; only what the state needs."""
         if self.state == "wait":
             return {"state": "wait", "retry_after_s": self.retry_after_s}
         if self.state == "train":
+            adapting = {} if self.clip_norm is None else {"clip_norm": self.clip_norm}
             return {
                 "state": "train",
                 "round_number": self.round_number,
                 "weights_sha256": self.weights_sha256,
                 "closes_in_s": self.closes_in_s,
+                **adapting,
             }
         return {"state": self.state}
 
@@ -154,6 +158,7 @@ class Checkin:
             round_number=number,
             weights_sha256=str(digest),
             closes_in_s=_seconds(tree, "closes_in_s"),
+            clip_norm=_clip_norm(tree) if "clip_norm" in tree else None,
         )
 
 
@@ -171,6 +176,13 @@ def decode_update(raw: bytes | bytearray, *, size: int, digest: str) -> Float32:
     if not np.isfinite(vector).all():
         raise WireError("update: has NaN or infinite entries; nothing was added", status=422)
     return vector
+
+
+def _clip_norm(tree: Mapping[str, Any]) -> float:
+    value = tree["clip_norm"]
+    if isinstance(value, bool) or not isinstance(value, (int, float)) or not 0 < value < 1e38:
+        raise WireError(f"check-in: clip_norm={value!r:.80} must be a finite number > 0")
+    return float(value)
 
 
 def _seconds(tree: Mapping[str, Any], key: str) -> float:
