@@ -22,6 +22,9 @@ WITHOUT_PRIVACY = (CENTRAL, FEDERATED)
 # Scaling an update to a norm that it never has leaves it as it is.
 NO_CLIPPING = 1e11
 
+# As many accuracies of a variant as make a curve, at least.
+_POINTS_OF_A_CURVE = 20
+
 # A Poisson cohort is so many standard deviations below its mean once in 700 rounds.
 _DEVIATIONS = 3
 
@@ -125,6 +128,7 @@ def all_variants(plan: Plan) -> tuple[float, list[Variant]]:
     """The epsilon that they have in common, and every variant.
 
     The epsilon is the plan's `target_epsilon`, else what its noise gives for all rounds.
+    Accuracies are taken often enough for a curve.
     """
     own = calibrate_plan(plan)
     epsilon = plan.privacy.target_epsilon
@@ -132,8 +136,10 @@ def all_variants(plan: Plan) -> tuple[float, list[Variant]]:
         release = mechanism_of_plan(own, rounds=own.server.rounds)
         epsilon = central_epsilon([release], delta=own.privacy.delta)
     # Of "auto" the noise is taken, not the sampling that goes with its choice.
+    often = min(own.simulation.evaluate_every, -(-own.server.rounds // _POINTS_OF_A_CURVE))
     base = replace(
         own,
+        simulation=replace(own.simulation, evaluate_every=often),
         clients=replace(own.clients, sampling=plan.clients.sampling),
         privacy=replace(own.privacy, chosen_because=""),
     )

@@ -12,7 +12,7 @@ from matplotlib.figure import Figure
 from tf_dpfl.privacy.card_words import words_of
 from tf_dpfl.protocol.files import write_atomically
 from tf_dpfl.simulation.comparing_outcome import Outcome
-from tf_dpfl.simulation.comparing_plans import CENTRAL, FEDERATED
+from tf_dpfl.simulation.comparing_plans import CENTRAL
 from tf_dpfl.simulation.comparing_tables import Found
 from tf_dpfl.simulation.report import (
     NARROW,
@@ -52,6 +52,7 @@ def write_comparison_report(path: Path, found: Found) -> None:
         *_left_out(found),
         "<h2>What is private, against whom</h2>",
         *_list(_guarantees(found)),
+        *_paragraphs(_terms(found)),
         *_epsilon_chart(found.outcomes),
         "<h2>What comparing costs</h2>",
         *_paragraphs(found.privacy_in_words),
@@ -131,11 +132,9 @@ def _bar_name(outcome: Outcome) -> str:
 
 def _epsilon_chart(outcomes: Sequence[Outcome]) -> list[str]:
     curves = {
-        outcome.name: metric_points(outcome.metrics, "central_epsilon")
-        for outcome in outcomes
-        if math.isfinite(outcome.central_epsilon)
+        outcome.name: metric_points(outcome.metrics, "central_epsilon") for outcome in outcomes
     }
-    if not curves:
+    if not any(curves.values()):
         return []
     return [
         "<p>Spent after each round, against whoever sees the models:</p>",
@@ -179,17 +178,18 @@ def _left_out(found: Found) -> list[str]:
 
 
 def _guarantees(found: Found) -> list[str]:
+    """One line for each variant; terms are named, `_terms` says what they mean."""
     lines = []
     for outcome in found.outcomes:
         card = outcome.card
         if outcome.name == CENTRAL:
             text = (
-                "no guarantee against anybody: whoever runs it sees every record, and the model "
+                "no guarantee against anybody. Whoever runs it sees every record, and the model "
                 "may give records away"
             )
-        elif outcome.name == FEDERATED or card is None:
+        elif card is None:
             text = (
-                "no guarantee against anybody: records stay on the devices, but updates and models "
+                "no guarantee against anybody. Records stay on the devices, but updates and models "
                 "may give them away"
             )
         else:
@@ -197,13 +197,28 @@ def _guarantees(found: Found) -> list[str]:
             text = (
                 f"against {central['against']}: epsilon "
                 f"{central['epsilon_when_all_rounds_are_done_text']} at delta "
-                f"{central['delta']:g} ({central['adjacency']}; sampling {central['sampling']}). "
-                f"Against {local['against']}: {local['epsilon_text']}"
+                f"{central['delta']:g} ({_term(central['adjacency'])}; {_term(central['sampling'])}"
+                f" sampling). Against {local['against']}: {local['epsilon_text']}"
             )
             if "adjacency" in local:
-                text += f" ({local['adjacency']})"
-        lines.append(f"{outcome.name} ({outcome.variant.title}): {text}.")
+                text += f" at delta {local['delta']:g} ({_term(local['adjacency'])}; no sampling)"
+        lines.append(f"{outcome.name}, {outcome.variant.title}: {text}.")
     return lines
+
+
+def _terms(found: Found) -> list[str]:
+    """What the terms of `_guarantees` mean, each once."""
+    lines: dict[str, None] = {}
+    for outcome in found.outcomes:
+        if outcome.card is not None:
+            central, local = outcome.card["central"], outcome.card["local"]
+            texts = (f"Protected: {central['unit']}", central["adjacency"], central["sampling"])
+            lines |= dict.fromkeys(text for text in (*texts, local.get("adjacency")) if text)
+    return [f"{line[:1].upper()}{line[1:]}." for line in lines]
+
+
+def _term(text: str) -> str:
+    return text.partition(":")[0]
 
 
 def _conditions(found: Found) -> list[str]:
@@ -221,8 +236,8 @@ def _conditions(found: Found) -> list[str]:
     if CENTRAL in names:
         lines.append(
             f"central: all {schedule.records} records of the users, {schedule.passes:g} passes "
-            "over them, shuffled anew for each: as many as the federated users are expected to make in "
-            f"all ({plan.server.rounds} rounds x sampling probability "
+            "over them, shuffled anew for each: as many as the federated users are expected to "
+            f"make in all ({plan.server.rounds} rounds x sampling probability "
             f"{plan.clients.sampling_probability:g} x {local.epochs} local epochs). One round on "
             "the chart is that part of them. Its optimizer goes on from beginning to end, there "
             "is no server optimizer and no proximal term."

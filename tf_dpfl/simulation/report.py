@@ -12,7 +12,7 @@ from typing import Any
 
 from matplotlib.axis import Axis
 from matplotlib.figure import Figure
-from matplotlib.ticker import LogLocator, NullFormatter, StrMethodFormatter
+from matplotlib.ticker import LogLocator, MaxNLocator, NullFormatter, StrMethodFormatter
 
 from tf_dpfl.privacy.card import PrivacyCard
 from tf_dpfl.protocol.files import write_atomically
@@ -67,7 +67,8 @@ def line_chart(
 ) -> str:
     """An SVG element of named curves, each a sequence of (x, y) points; `size` in inches.
 
-    Logarithmic axes are for positive values over several orders of magnitude.
+    A curve without points keeps its place: the others look as they do beside it. Logarithmic
+    axes are for positive values over several orders of magnitude.
     """
     figure = Figure(figsize=size, layout="constrained")
     axes = figure.subplots()
@@ -84,6 +85,8 @@ def line_chart(
                 markevery=every,
                 label=name,
             )
+    if all(isinstance(x, int) for points in curves.values() for x, _ in points):
+        axes.xaxis.set_major_locator(MaxNLocator(integer=True))
     if log_x:
         axes.set_xscale("log")
         use_plain_numbers(axes.xaxis)

@@ -197,8 +197,8 @@ def cost_in_words(
     else:
         lines.append(
             f"This search costs epsilon {epsilon_text(cost.epsilon)} {_at(search)}: all {tries} "
-            f"tries together ({cost.method}). Their models, scores and this table may be published at "
-            "this price."
+            f"tries together ({cost.method}). Their models, scores and this table may be "
+            "published at this price."
         )
     lines += terms_in_words(search.plan.privacy, relation=cost.relation, samplings=samplings)
     if search.folds:
@@ -225,9 +225,9 @@ def _random_words(search: Search, cost: SearchCost, tries: int) -> list[str]:
     everything = epsilon_text(cost.epsilon_of_all_tries)
     return [
         f"This search costs epsilon {epsilon_text(cost.epsilon)} {_at(search)}, if its best try "
-        "alone is published: settings, score and models. The number of tries was drawn from a geometric "
-        f"distribution of mean {search.mean_tries:g} and stays secret, as do the other tries: keep "
-        f"this table and the folder ({cost.method}; Papernot & Steinke, 2110.03620).",
+        "alone is published: settings, score and models. The number of tries was drawn from a "
+        f"geometric distribution of mean {search.mean_tries:g} and stays secret, as do the other "
+        f"tries: keep this table and the folder ({cost.method}; Papernot & Steinke, 2110.03620).",
         f"If they are published too, it is epsilon {everything}: all {tries} tries together.",
     ]
 
