@@ -142,9 +142,9 @@ def to_json(found: Found) -> dict[str, Any]:
         },
         "variants": [
             {
-                **{name: _finite(value) for name, value in figures(outcome).items()},
+                **_finite(figures(outcome)),
                 "privacy_card": outcome.card,
-                "metrics": list(outcome.metrics),
+                "metrics": [_finite(record) for record in outcome.metrics],
             }
             for outcome in found.outcomes
         ],
@@ -154,8 +154,12 @@ def to_json(found: Found) -> dict[str, Any]:
     }
 
 
-def _finite(value: Any) -> Any:
-    return finite_or_none(value) if isinstance(value, float) else value
+def _finite(values: Mapping[str, Any]) -> dict[str, Any]:
+    """The same for JSON, which has no infinities, nor the loss of a model that diverged."""
+    return {
+        name: finite_or_none(value) if isinstance(value, float) else value
+        for name, value in values.items()
+    }
 
 
 def _csv(columns: Sequence[str], rows: Iterable[Mapping[str, Any]]) -> bytes:
