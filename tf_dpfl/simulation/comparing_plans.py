@@ -256,13 +256,13 @@ def _checked(plan: Plan, *, sampling: str, **privacy: Any) -> Plan:
 
 _VARIANTS: dict[str, tuple[str, Callable[[_Ways], Plan]]] = {
     CENTRAL: ("all records in one place, no privacy", _Ways.without_privacy),
-    FEDERATED: ("federated, no clipping and no noise", _Ways.without_privacy),
-    "device-gaussian": ("federated, noise on the devices", lambda w: w.gaussian("device")),
+    FEDERATED: ("no clipping and no noise", _Ways.without_privacy),
+    "device-gaussian": ("noise on the devices", lambda w: w.gaussian("device")),
     "server-gaussian": (
-        "federated, independent noise on the server",
+        "independent noise on the server",
         lambda w: w.gaussian("server"),
     ),
-    "server-tree": ("federated, tree aggregation on the server", _Ways.tree),
-    "server-banded": ("federated, banded factorisation on the server", _Ways.banded),
+    "server-tree": ("tree aggregation on the server", _Ways.tree),
+    "server-banded": ("banded factorisation on the server", _Ways.banded),
 }
 NAMES = tuple(_VARIANTS)

@@ -12,7 +12,7 @@ from matplotlib.figure import Figure
 from tf_dpfl.privacy.card_words import words_of
 from tf_dpfl.protocol.files import write_atomically
 from tf_dpfl.simulation.comparing_outcome import Outcome
-from tf_dpfl.simulation.comparing_plans import CENTRAL
+from tf_dpfl.simulation.comparing_plans import CENTRAL, FEDERATED
 from tf_dpfl.simulation.comparing_tables import Found
 from tf_dpfl.simulation.report import (
     NARROW,
@@ -35,7 +35,7 @@ _HEAD = (
     "noise multiplier",
     "sampling",
     "seconds (a round)",
-    "down / up, a user and round",
+    "kB down / up, a user and round",
 )
 
 
@@ -77,9 +77,9 @@ def _summary(found: Found) -> list[str]:
     if private:
         best = max(private, key=lambda outcome: outcome.accuracy)
         lines.append(
-            f"Of those with privacy, all at epsilon {epsilon_text(found.comparison.target_epsilon)}"
-            f" (delta {plan.privacy.delta:g}; it protects {words_of(plan.privacy).unit}; against "
-            f"whoever sees the models), it is {best.name}, with {best.accuracy:.4f}."
+            f"Of those with privacy it is {best.name}, with {best.accuracy:.4f}: each has epsilon "
+            f"{epsilon_text(found.comparison.target_epsilon)} at delta {plan.privacy.delta:g} "
+            "against whoever sees the models, for one " + words_of(plan.privacy).unit + "."
         )
     chance = _standard_error(best.accuracy, found.test_examples)
     lines.append(
@@ -156,9 +156,9 @@ def _row(outcome: Outcome) -> list[str]:
         f"{plan.privacy.noise_multiplier:.4g}" if is_private else "none",
         "none" if outcome.name == CENTRAL else plan.clients.sampling,
         f"{outcome.seconds:.1f} ({outcome.seconds_per_round:.2g})",
-        f"{_bytes(traffic.down)} / {_bytes(traffic.up)}"
-        if not traffic.once
-        else f"0; {_bytes(traffic.once)} up, once",
+        f"0; {_kilobytes(traffic.once)} up once"
+        if traffic.once
+        else f"{_kilobytes(traffic.down)} / {_kilobytes(traffic.up)}",
     ]
 
 
@@ -166,8 +166,8 @@ def _epsilon(epsilon: float) -> str:
     return f"{epsilon:.4g}" if math.isfinite(epsilon) else "no guarantee"
 
 
-def _bytes(count: float) -> str:
-    return f"{count / 1000:.4g} kB" if count >= 1000 else f"{count:.0f} B"
+def _kilobytes(count: float) -> str:
+    return f"{count / 1000:.4g}"
 
 
 def _left_out(found: Found) -> list[str]:
@@ -202,7 +202,7 @@ def _guarantees(found: Found) -> list[str]:
             )
             if "adjacency" in local:
                 text += f" at delta {local['delta']:g} ({_term(local['adjacency'])}; no sampling)"
-        lines.append(f"{outcome.name}, {outcome.variant.title}: {text}.")
+        lines.append(f"{outcome.name} ({outcome.variant.title}): {text}.")
     return lines
 
 
@@ -231,7 +231,7 @@ def _conditions(found: Found) -> list[str]:
         "All variants with privacy: the plan's clip norm and the same central epsilon, to 1 %, for "
         "which each one's noise was solved. Correlated noise needs users that keep a distance "
         "between their rounds (min_separation); independent noise draws them as the plan says, or "
-        "by coins where the plan says min_separation.",
+        "afresh in every round (poisson or fixed) where the plan says min_separation.",
     ]
     if CENTRAL in names:
         lines.append(
@@ -241,6 +241,11 @@ def _conditions(found: Found) -> list[str]:
             f"{plan.clients.sampling_probability:g} x {local.epochs} local epochs). One round on "
             "the chart is that part of them. Its optimizer goes on from beginning to end, there "
             "is no server optimizer and no proximal term."
+        )
+    if FEDERATED in names:
+        lines.append(
+            "federated: its updates are as long as they come. Learning rates that were chosen for "
+            "clipped updates may be too large for it, and clipping alone can then be of use."
         )
     sent = (
         "Bytes are those of the weights down and the update up, 4 for each weight as the protocol "

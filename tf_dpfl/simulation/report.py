@@ -32,6 +32,7 @@ svg {{ width: 100%; height: auto; fill: currentColor; }}
 pre {{ white-space: pre-wrap; background: var(--box); padding: .8rem; font-size: .85rem; }}
 table {{ border-collapse: collapse; }}
 td, th {{ padding: .2rem .8rem .2rem 0; text-align: left; border-bottom: 1px solid var(--line); }}
+.wide td {{ white-space: nowrap; }}
 </style></head><body>
 <h1>{title}</h1>
 {body}
@@ -138,7 +139,9 @@ def wide_table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
     lines = "".join(
         f"<tr>{''.join(f'<td>{html.escape(cell)}</td>' for cell in row)}</tr>" for row in rows
     )
-    return f'<div style="overflow-x: auto"><table><tr>{cells}</tr>{lines}</table></div>'
+    return (
+        f'<div class="wide" style="overflow-x: auto"><table><tr>{cells}</tr>{lines}</table></div>'
+    )
 
 
 def html_table(rows: Sequence[tuple[str, str]]) -> str:
