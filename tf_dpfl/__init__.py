@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from tf_dpfl.privacy.calibration import calibrate_plan as calibrate_plan
     from tf_dpfl.privacy.card import privacy_card as privacy_card
     from tf_dpfl.protocol.plan_files import load_plan as load_plan
+    from tf_dpfl.simulation.comparing import compare as compare
     from tf_dpfl.simulation.process import build_learning_process as build_learning_process
     from tf_dpfl.simulation.runtime import tff_runtime as tff_runtime
     from tf_dpfl.simulation.shard import make_shards as make_shards
@@ -31,6 +32,7 @@ _HOMES = {
     "build_learning_process": "tf_dpfl.simulation.process",
     "build_model": "models.registry",
     "calibrate_plan": "tf_dpfl.privacy.calibration",
+    "compare": "tf_dpfl.simulation.comparing",
     "export_client": "tf_dpfl.export.task",
     "export_model": "tf_dpfl.export.model",
     "load_federated_data": "tf_dpfl.data.federated",
@@ -48,6 +50,7 @@ __all__ = [
     "build_learning_process",
     "build_model",
     "calibrate_plan",
+    "compare",
     "export_client",
     "export_model",
     "load_federated_data",

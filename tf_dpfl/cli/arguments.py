@@ -1,12 +1,13 @@
-"""Arguments that several commands share, and what they are turned into."""
+"""What several commands share: arguments, what they are turned into, tables."""
 
 from __future__ import annotations
 
 import argparse
+import contextlib
 import logging
 import os
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -20,6 +21,7 @@ if TYPE_CHECKING:
 PLAN_FILE = "plan.toml"
 TASK_FOLDER = "task"
 _LARGEST_PORT = 65_535
+_NO_TERMINAL_WIDTH = 120
 SIGNING_KEY_VARIABLE = "DPFL_SIGNING_KEY"
 
 
@@ -178,6 +180,31 @@ def _positive(text: str, *, unit: str = "") -> float:
         of = f" ({unit})" if unit else ""
         raise argparse.ArgumentTypeError(f"{text!r} must be a finite number > 0{of}")
     return value
+
+
+@contextlib.contextmanager
+def resumable(folder: Path) -> Iterator[None]:
+    """Says, when it is interrupted, that what is in `folder` goes on."""
+    try:
+        yield
+    except KeyboardInterrupt:
+        if not folder.is_dir():
+            raise
+        raise KeyboardInterrupt(
+            f"{folder} goes on where it stopped when the same command is run again"
+        ) from None
+
+
+def print_table(head: Sequence[str], rows: Iterable[Sequence[str]]) -> None:
+    """Prints a table, as wide as the terminal at most."""
+    from rich.console import Console
+    from rich.table import Table
+
+    table = Table(*head)
+    for row in rows:
+        table.add_row(*row)
+    width = None if sys.stdout.isatty() else _NO_TERMINAL_WIDTH
+    Console(width=width, highlight=False, markup=False).print(table)
 
 
 def require_absent_or_folder(path: Path) -> None:

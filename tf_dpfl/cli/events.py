@@ -40,6 +40,20 @@ def shown_events(*, as_json: bool) -> Iterator[OnEvent]:
         yield _interruptible(_print_line)
 
 
+def told_in_words(on_event: OnEvent, words: Mapping[str, Callable[[Event], list[str]]]) -> OnEvent:
+    """Shows events of these kinds as lines; rounds only where there is a progress bar."""
+
+    def shown(event: Event) -> None:
+        kind = str(event["event"])
+        if kind in words:
+            for line in words[kind](event):
+                on_event({"event": "note", "text": line})
+        elif kind not in ("round", "finished") or (kind == "round" and sys.stdout.isatty()):
+            on_event(event)
+
+    return shown
+
+
 def _interruptible(show: OnEvent) -> OnEvent:
     def shown(event: Event) -> None:
         raise_if_interrupted()
@@ -55,7 +69,9 @@ def json_line(event: Event) -> str:
 
 def round_text(event: Event) -> str:
     """What happened in one round, in words."""
-    parts = [*_place(event), f"{event.get('reports')} reports"]
+    parts = _place(event)
+    if "reports" in event:  # central training has none
+        parts.append(f"{event['reports']} reports")
     if event.get("released") is False:
         parts.append("too few: nothing released")
     for key in _SHOWN_OF_A_ROUND:
@@ -74,9 +90,11 @@ def bar_text(event: Event) -> str:
 
 
 def _place(event: Event) -> list[str]:
-    """The round, and in a search its try and fold."""
+    """The round, and in a search its try and fold, in a comparison its variant."""
+    variant = [str(event["variant"])] if "variant" in event else []
     counted = (("try", "tries"), ("fold", "folds"), ("round", "rounds"))
-    return [f"{one} {event.get(one)}/{event.get(all_)}" for one, all_ in counted if one in event]
+    places = [f"{one} {event.get(one)}/{event.get(all_)}" for one, all_ in counted if one in event]
+    return variant + places
 
 
 def _named(key: str, value: object) -> str:

@@ -13,6 +13,7 @@ from typing import NoReturn
 
 import tf_dpfl
 from tf_dpfl.cli import (
+    compare,
     export_client,
     export_model,
     list_models,
@@ -50,6 +51,7 @@ def build_parser() -> argparse.ArgumentParser:
     commands = parser.add_subparsers(title="commands", metavar="COMMAND", required=True)
     simulate.add_parser(commands)
     tune.add_parser(commands)
+    compare.add_parser(commands)
     worker.add_parser(commands)
     export = commands.add_parser(
         "export",

@@ -3,19 +3,16 @@
 from __future__ import annotations
 
 import argparse
-import sys
 from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from tf_dpfl.cli import arguments
-from tf_dpfl.cli.events import OnEvent, shown_events
+from tf_dpfl.cli.events import shown_events, told_in_words
 
 if TYPE_CHECKING:
     from tf_dpfl.cli.arguments import Commands
     from tf_dpfl.simulation.tuning import TuningResult
-
-_NO_TERMINAL_WIDTH = 120
 
 
 def add_parser(commands: Commands) -> None:
@@ -125,36 +122,17 @@ def run(args: argparse.Namespace) -> None:
     with shown_events(as_json=args.json) as on_event:
         from tf_dpfl.simulation.tuning import run_search
 
-        shown = on_event if args.json else _in_words(on_event)
-        try:
+        words = {"search": _search_lines, "try": _try_lines}
+        with arguments.resumable(args.out):
             result = run_search(
-                search, args.out, seed=args.seed, workers=args.workers, on_event=shown
+                search,
+                args.out,
+                seed=args.seed,
+                workers=args.workers,
+                on_event=on_event if args.json else told_in_words(on_event, words),
             )
-        except KeyboardInterrupt:
-            if not args.out.is_dir():
-                raise
-            raise KeyboardInterrupt(
-                f"{args.out} goes on where it stopped when the same command is run again"
-            ) from None
     if not args.json:
         _print_result(result)
-
-
-def _in_words(on_event: OnEvent) -> OnEvent:
-    """Shows the events of a search as lines; rounds only where there is a progress bar."""
-
-    def shown(event: Mapping[str, object]) -> None:
-        if event["event"] == "search":
-            for line in _search_lines(event):
-                on_event({"event": "note", "text": line})
-        elif event["event"] == "try":
-            on_event({"event": "note", "text": _try_line(event)})
-        elif event["event"] not in ("round", "finished") or (
-            event["event"] == "round" and sys.stdout.isatty()
-        ):
-            on_event(event)
-
-    return shown
 
 
 def _search_lines(event: Mapping[str, Any]) -> list[str]:
@@ -167,26 +145,22 @@ def _search_lines(event: Mapping[str, Any]) -> list[str]:
     return [*lines, *event["privacy_in_words"]]
 
 
-def _try_line(event: Mapping[str, Any]) -> str:
+def _try_lines(event: Mapping[str, Any]) -> list[str]:
     from tf_dpfl.simulation.tuning_plans import described
 
-    return (
+    return [
         f"try {event['try']}/{event['tries']}: accuracy {event['accuracy']:.4f}, "
         f"{described(event['setting'])}, seconds {event['seconds']:g}"
-    )
+    ]
 
 
 def _print_result(result: TuningResult) -> None:
     """The table, best first, and where things are."""
-    from rich.console import Console
-    from rich.table import Table
-
-    table = Table("rank", "accuracy", *result.ranking[0].setting, "try")
+    rows = []
     for rank, one in enumerate(result.ranking, 1):
         values = (f"{v:g}" if isinstance(v, float) else str(v) for v in one.setting.values())
-        table.add_row(str(rank), f"{one.accuracy:.4f}", *values, str(one.number))
-    width = None if sys.stdout.isatty() else _NO_TERMINAL_WIDTH
-    Console(width=width, highlight=False, markup=False).print(table)
+        rows.append((str(rank), f"{one.accuracy:.4f}", *values, str(one.number)))
+    arguments.print_table(("rank", "accuracy", *result.ranking[0].setting, "try"), rows)
     print(f"best plan: {result.folder / 'best.toml'}")
     if result.best_run:
         print(f"its run:   {result.best_run}")

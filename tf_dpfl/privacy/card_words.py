@@ -196,6 +196,6 @@ def words_of(privacy: Privacy) -> Words:
     return replace(words, mechanism=clipped)
 
 
-def epsilon_text(epsilon: float) -> str:
-    """An epsilon as the card writes it."""
-    return f"{epsilon:.4g}" if math.isfinite(epsilon) else "infinite"
+def epsilon_text(epsilon: float | None) -> str:
+    """An epsilon for people; None stands for an infinite one, as in JSON."""
+    return f"{epsilon:.4g}" if epsilon is not None and math.isfinite(epsilon) else "infinite"

@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import html
 import io
+import itertools
+import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from matplotlib.axis import Axis
 from matplotlib.figure import Figure
-from matplotlib.ticker import LogLocator, NullFormatter, StrMethodFormatter
+from matplotlib.ticker import LogLocator, MaxNLocator, NullFormatter, StrMethodFormatter
 
 from tf_dpfl.privacy.card import PrivacyCard
 from tf_dpfl.protocol.files import write_atomically
@@ -20,17 +22,39 @@ _PAGE = """<!doctype html>
 <meta name="viewport" content="width=device-width, initial-scale=1">
 <title>{title}</title>
 <style>
+:root {{ color-scheme: light dark; --text: #222; --paper: #fff; --box: #f4f4f4; --line: #ddd; }}
+@media (prefers-color-scheme: dark) {{
+  :root {{ --text: #ddd; --paper: #181818; --box: #262626; --line: #444; }}
+}}
 body {{ font: 16px/1.5 system-ui, sans-serif; max-width: 54rem; margin: 1rem auto;
-  padding: 0 1rem; color: #222; }}
-svg {{ width: 100%; height: auto; }}
-pre {{ white-space: pre-wrap; background: #f4f4f4; padding: .8rem; font-size: .85rem; }}
+  padding: 0 1rem; color: var(--text); background: var(--paper); overflow-wrap: break-word; }}
+svg {{ width: 100%; height: auto; fill: currentColor; }}
+pre {{ white-space: pre-wrap; background: var(--box); padding: .8rem; font-size: .85rem; }}
 table {{ border-collapse: collapse; }}
-td, th {{ padding: .2rem .8rem .2rem 0; text-align: left; border-bottom: 1px solid #ddd; }}
+td, th {{ padding: .2rem .8rem .2rem 0; text-align: left; border-bottom: 1px solid var(--line); }}
+.wide td {{ white-space: nowrap; }}
 </style></head><body>
 <h1>{title}</h1>
 {body}
 </body></html>
 """
+
+# A chart that is wide enough on a desk, and whose letters can be read on a phone.
+NARROW = (5, 4)
+_NARROW_FIGURE = '<div style="max-width: 34rem">{svg}</div>'
+
+# Told apart by shape and dashes where there is no colour; colours of Okabe & Ito, which
+# colour-blind people tell apart.
+_STYLES = (
+    ("#0072B2", "-", "o"),
+    ("#D55E00", "--", "s"),
+    ("#009E73", "-.", "^"),
+    ("#CC79A7", ":", "D"),
+    ("#E69F00", (0, (8, 2)), "v"),
+    ("#56B4E9", (0, (3, 1, 1, 1, 1, 1)), "P"),
+)
+_MOST_MARKERS = 12
+_MOST_LETTERS_OF_A_ROW = 24
 
 
 def line_chart(
@@ -44,14 +68,26 @@ def line_chart(
 ) -> str:
     """An SVG element of named curves, each a sequence of (x, y) points; `size` in inches.
 
-    Logarithmic axes are for positive values over several orders of magnitude.
+    A curve without points keeps its place: the others look as they do beside it. Logarithmic
+    axes are for positive values over several orders of magnitude.
     """
     figure = Figure(figsize=size, layout="constrained")
     axes = figure.subplots()
-    for name, points in curves.items():
+    for (name, points), (color, dashes, marker) in zip(curves.items(), itertools.cycle(_STYLES)):
         if points:
             x, y = zip(*points)
-            axes.plot(x, y, marker="o" if len(points) < 30 else "", markersize=3, label=name)
+            every = -(-len(points) // _MOST_MARKERS)
+            axes.plot(
+                *(x, y),
+                color=color,
+                linestyle=dashes,
+                marker=marker,
+                markersize=4,
+                markevery=every,
+                label=name,
+            )
+    if all(isinstance(x, int) for points in curves.values() for x, _ in points):
+        axes.xaxis.set_major_locator(MaxNLocator(integer=True))
     if log_x:
         axes.set_xscale("log")
         use_plain_numbers(axes.xaxis)
@@ -60,8 +96,9 @@ def line_chart(
     axes.set_yscale("log" if log_y else "linear")
     axes.grid(alpha=0.3)
     if len(curves) > 1:
-        axes.legend()
-    return svg_of(figure)
+        columns = 2 if sum(map(len, curves)) > _MOST_LETTERS_OF_A_ROW else len(curves)
+        figure.legend(loc="outside lower center", ncols=columns, frameon=False, handlelength=4)
+    return svg_of(figure, label=f"{y_label} over {x_label}")
 
 
 def use_plain_numbers(axis: Axis) -> None:
@@ -71,14 +108,40 @@ def use_plain_numbers(axis: Axis) -> None:
     axis.set_minor_formatter(NullFormatter())
 
 
-def svg_of(figure: Figure) -> str:
-    """A figure as an SVG element."""
+def svg_of(figure: Figure, *, label: str) -> str:
+    """A figure as an SVG element, which `label` names for those who do not see it.
+
+    What is black takes the text's colour, what is behind it shows through.
+    """
+    for axes in figure.axes:
+        axes.set_facecolor("none")
     text = io.StringIO()
     figure.savefig(
-        text, format="svg", metadata=dict.fromkeys(("Creator", "Date", "Format", "Type"))
+        text,
+        format="svg",
+        facecolor="none",
+        metadata=dict.fromkeys(("Creator", "Date", "Format", "Type")),
     )
     svg = text.getvalue()
-    return svg[svg.index("<svg") :]
+    svg = svg[svg.index("<svg") :].replace("#000000", "currentColor")
+    svg = re.sub(r' xmlns(:\w+)?="[^"]*"', "", svg)  # for documents that are not HTML
+    return svg.replace("<svg", f'<svg role="img" aria-label="{html.escape(label)}"', 1)
+
+
+def narrow(svg: str) -> str:
+    """A chart of size `NARROW`, no wider than it is good for."""
+    return _NARROW_FIGURE.format(svg=svg)
+
+
+def wide_table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    """A table as HTML that can be moved sideways by itself; texts are escaped."""
+    cells = "".join(f"<th>{html.escape(name)}</th>" for name in head)
+    lines = "".join(
+        f"<tr>{''.join(f'<td>{html.escape(cell)}</td>' for cell in row)}</tr>" for row in rows
+    )
+    return (
+        f'<div class="wide" style="overflow-x: auto"><table><tr>{cells}</tr>{lines}</table></div>'
+    )
 
 
 def html_table(rows: Sequence[tuple[str, str]]) -> str:

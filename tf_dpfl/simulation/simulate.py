@@ -43,6 +43,9 @@ from tf_dpfl.simulation.tensorboard import TensorBoardLog
 
 EventSink = Callable[[Mapping[str, Any]], None]
 
+FORWARDED = ("round", "worker lost", "worker found")
+"""Of a run's events, those that say something of the search or comparison it is part of."""
+
 
 @dataclass(frozen=True)
 class SimulationResult:
@@ -95,7 +98,7 @@ def simulate(
     data = load_federated_data(plan) if data is None else data
     emit = on_event or (lambda event: None)
     with open_run(Path(out), plan, seed=seed) as folder:
-        model = _initial_model(folder, plan, data, model)
+        model = initial_model(folder, plan, data, model)
         data = data.fitted(interface_of(model, plan.local_training))
         with contextlib.ExitStack() as stack:
             if not workers:  # remote ones see no memory of this machine
@@ -115,10 +118,13 @@ def _tell_preflight(plan: Plan, model: tf.keras.Model, emit: EventSink) -> None:
         emit({**event, "warning": found.warning} if found.warning else event)
 
 
-def _initial_model(
+def initial_model(
     folder: RunFolder, plan: Plan, data: FederatedData, model: tf.keras.Model | None
 ) -> tf.keras.Model:
-    """A copy of the model the run began with; a resumed run must not begin with another."""
+    """A copy of the model the run began with; a resumed run must not begin with another.
+
+    `model` None builds the plan's, with weights from the run's seed.
+    """
     if not folder.initial_model_file.exists():
         if model is None:
             seed = int.from_bytes(derive_bytes(folder.seed, "initial weights")[:4], "little")

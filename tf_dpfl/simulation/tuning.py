@@ -21,14 +21,10 @@ from tf_dpfl.protocol.tuning_section import Tuning
 from tf_dpfl.simulation.report import write_report
 from tf_dpfl.simulation.run_folder import PLAN_FILE, open_run
 from tf_dpfl.simulation.run_ledger import RunLedger
-from tf_dpfl.simulation.simulate import EventSink, simulate
+from tf_dpfl.simulation.runs_folder import OWNER_ALONE
+from tf_dpfl.simulation.simulate import FORWARDED, EventSink, simulate
 from tf_dpfl.simulation.tuning_charges import Calibration, Charges, cost_in_words, cost_json
-from tf_dpfl.simulation.tuning_folder import (
-    OWNER_ALONE,
-    SEARCH_VERSION,
-    SearchFolder,
-    open_search,
-)
+from tf_dpfl.simulation.tuning_folder import SEARCH_VERSION, SearchFolder, open_search
 from tf_dpfl.simulation.tuning_folds import (
     accuracy_of_users,
     draw_folds,
@@ -39,9 +35,6 @@ from tf_dpfl.simulation.tuning_keys import TriedSetting, grid
 from tf_dpfl.simulation.tuning_plans import GRID, Search, search_of
 from tf_dpfl.simulation.tuning_report import write_search_report
 from tf_dpfl.simulation.tuning_statement import tuning_of
-
-# Of a run's events, those that say something of the search.
-_FORWARDED = ("round", "worker lost", "worker found")
 
 
 @dataclass(frozen=True)
@@ -235,7 +228,7 @@ class _Tries:
         """Trains one run and judges it: an accuracy, or a fold's sum over its users."""
 
         def forward(event: Mapping[str, Any]) -> None:
-            if event["event"] in _FORWARDED:
+            if event["event"] in FORWARDED:
                 place = {"try": number, "tries": len(self.folder.settings)}
                 if fold:
                     place |= {"fold": fold, "folds": self.search.folds}

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
 
 from tf_dpfl.privacy.accounting import ZERO_OUT, accountant_versions
 from tf_dpfl.privacy.calibration import calibrate_plan
-from tf_dpfl.privacy.card_words import SEEDED, words_of
+from tf_dpfl.privacy.card_words import SEEDED, epsilon_text, words_of
 from tf_dpfl.privacy.mechanism import Mechanism, mechanism_of_plan
 from tf_dpfl.privacy.tuning_cost import (
     SearchCost,
@@ -20,15 +19,15 @@ from tf_dpfl.privacy.tuning_cost import (
 )
 from tf_dpfl.protocol.checks import finite_or_none
 from tf_dpfl.protocol.errors import PlanError
-from tf_dpfl.protocol.plan import Plan
+from tf_dpfl.protocol.plan import Plan, Privacy
 from tf_dpfl.protocol.tuning_section import UNSTATED
 from tf_dpfl.simulation.tuning_keys import Setting, corners, grid
 from tf_dpfl.simulation.tuning_plans import GRID, RANDOM, Search
 
-NOTHING = (
-    "This search costs no privacy: its data are {data_is}, so you said, and nobody is in them who "
-    "is to be protected. Training the best plan on private users costs what that plan's own "
-    "privacy card says, and nothing more for the search."
+_NOTHING = (
+    "This {what} costs no privacy: its data are {data_is}, so you said, and nobody is in them who "
+    "is to be protected. Training a plan of it on private users costs what that plan's own "
+    "privacy card says, and nothing more for the {what}."
 )
 
 
@@ -80,23 +79,11 @@ class Charges:
                 drawn=tries,
                 trained_after=self._trained_after(),
             )
-        # As on a privacy card: a device that stays away takes its noise along.
-        if any(plan.privacy.noise == "device" for plan in self._plans()):
-            return replace(cost, relation=ZERO_OUT)
-        return cost
+        return with_relation_of(cost, self._plans())
 
     def samplings(self) -> list[str]:
         """How users are sampled in the tries, each way in words once."""
-        texts = []
-        for plan in self._plans():
-            clients = plan.clients
-            text = words_of(plan.privacy).sampling[clients.sampling]
-            texts.append(
-                text.format(
-                    q=clients.sampling_probability, separation_less_one=clients.separation - 1
-                )
-            )
-        return list(dict.fromkeys(texts))
+        return samplings_in_words(self._plans())
 
     @property
     def _possible(self) -> list[Setting]:
@@ -112,11 +99,11 @@ class Charges:
 
     def _try_of(self, setting: Setting) -> Try:
         plan = self._plan_of(setting)
-        trainings = [_all_rounds(training) for training in self._search.trainings(plan)]
+        trainings = [all_rounds(training) for training in self._search.trainings(plan)]
         return release_of_try(trainings, score_noise=self._search.score_noise)
 
     def _trained_after(self) -> list[Mechanism]:
-        return [_all_rounds(plan) for plan in self._plans()]
+        return [all_rounds(plan) for plan in self._plans()]
 
     def _require_listed_costs(self) -> None:
         """Every drawn value of a range must cost the same as its ends."""
@@ -136,8 +123,44 @@ class Charges:
             raise PlanError(faults)
 
 
-def _all_rounds(plan: Plan) -> Mechanism:
+def all_rounds(plan: Plan) -> Mechanism:
+    """What all rounds of a plan release."""
     return mechanism_of_plan(plan, rounds=plan.server.rounds)
+
+
+def with_relation_of(cost: SearchCost, plans: Sequence[Plan]) -> SearchCost:
+    """The same under zero-out where devices add noise, as on a privacy card.
+
+    A device that stays away takes its noise along.
+    """
+    if any(plan.privacy.noise == "device" for plan in plans):
+        return replace(cost, relation=ZERO_OUT)
+    return cost
+
+
+def samplings_in_words(plans: Sequence[Plan]) -> list[str]:
+    """How users are sampled in these plans, each way once."""
+    texts = []
+    for plan in plans:
+        clients = plan.clients
+        text = words_of(plan.privacy).sampling[clients.sampling]
+        separation = clients.separation - 1
+        texts.append(text.format(q=clients.sampling_probability, separation_less_one=separation))
+    return list(dict.fromkeys(texts))
+
+
+def nothing_in_words(what: str, data_is: str) -> str:
+    """That a search or a comparison on public or synthetic data costs nothing."""
+    return _NOTHING.format(what=what, data_is=data_is)
+
+
+def terms_in_words(privacy: Privacy, *, relation: str, samplings: Sequence[str]) -> list[str]:
+    """The unit, the neighbouring relation and the sampling that an epsilon stands on."""
+    words = words_of(privacy)
+    return [
+        f"Unit: {words.unit}. Adjacency: {words.relations[relation]}.",
+        f"Sampling in training, done by this simulation: {'; or '.join(samplings)}.",
+    ]
 
 
 def cost_json(search: Search, cost: SearchCost | None) -> dict[str, Any]:
@@ -167,32 +190,30 @@ def cost_in_words(
 ) -> list[str]:
     """What the search costs and what that covers, one sentence or more a line."""
     if cost is None:
-        return [NOTHING.format(data_is=search.data_is)]
-    words = words_of(search.plan.privacy)
+        return [nothing_in_words("search", search.data_is)]
     lines = [SEEDED + "."] if is_seeded else []
     if search.method == RANDOM:
         lines += _random_words(search, cost, tries)
     else:
         lines.append(
-            f"This search costs epsilon {_text(cost.epsilon)} {_at(search)}: all {tries} tries "
-            f"together ({cost.method}). Their models, scores and this table may be published at "
-            "this price."
+            f"This search costs epsilon {epsilon_text(cost.epsilon)} {_at(search)}: all {tries} "
+            f"tries together ({cost.method}). Their models, scores and this table may be "
+            "published at this price."
         )
-    lines.append(f"Unit: {words.unit}. Adjacency: {words.relations[cost.relation]}.")
-    lines.append(f"Sampling in training, done by this simulation: {'; or '.join(samplings)}.")
+    lines += terms_in_words(search.plan.privacy, relation=cost.relation, samplings=samplings)
     if search.folds:
         lines.append(
             f"Scores are the sum over a fold's users of each one's accuracy, with Gaussian noise "
             f"of {search.score_noise:g} users (standard deviation); that is in the number. "
             f"Training the best plan on all users afterwards makes it epsilon "
-            f"{_text(cost.epsilon_with_training)} in all."
+            f"{epsilon_text(cost.epsilon_with_training)} in all."
         )
     else:
         lines.append(
             "Scores are taken on the plan's test split. It is taken as public: nothing is "
             "charged for them, and the people in it are not protected. The best try is a "
             "finished training: its model costs nothing more. Training its plan once more on the "
-            f"same users makes it epsilon {_text(cost.epsilon_with_training)} in all."
+            f"same users makes it epsilon {epsilon_text(cost.epsilon_with_training)} in all."
         )
     lines.append(
         "Not covered: what was learned from these users before, other searches on them among it, "
@@ -202,12 +223,12 @@ def cost_in_words(
 
 
 def _random_words(search: Search, cost: SearchCost, tries: int) -> list[str]:
-    everything = _text(cost.epsilon_of_all_tries)
+    everything = epsilon_text(cost.epsilon_of_all_tries)
     return [
-        f"This search costs epsilon {_text(cost.epsilon)} {_at(search)}, if its best try alone is "
-        "published: settings, score and models. The number of tries was drawn from a geometric "
-        f"distribution of mean {search.mean_tries:g} and stays secret, as do the other tries: keep "
-        f"this table and the folder ({cost.method}; Papernot & Steinke, 2110.03620).",
+        f"This search costs epsilon {epsilon_text(cost.epsilon)} {_at(search)}, if its best try "
+        "alone is published: settings, score and models. The number of tries was drawn from a "
+        f"geometric distribution of mean {search.mean_tries:g} and stays secret, as do the other "
+        f"tries: keep this table and the folder ({cost.method}; Papernot & Steinke, 2110.03620).",
         f"If they are published too, it is epsilon {everything}: all {tries} tries together.",
     ]
 
@@ -218,7 +239,3 @@ def _at(search: Search) -> str:
 
 def _finite(epsilon: float | None) -> float | None:
     return None if epsilon is None else finite_or_none(epsilon)
-
-
-def _text(epsilon: float | None) -> str:
-    return f"{epsilon:.4g}" if epsilon is not None and math.isfinite(epsilon) else "infinite"

@@ -4,42 +4,32 @@ from __future__ import annotations
 
 import contextlib
 import json
-import os
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from random import Random, SystemRandom
-from typing import Any
+from random import SystemRandom
 
 from tf_dpfl.protocol.errors import StateError
-from tf_dpfl.protocol.files import append_line_durably, drop_torn_line, write_atomically
+from tf_dpfl.protocol.files import append_line_durably, drop_torn_line
 from tf_dpfl.protocol.plan_files import plan_to_toml
-from tf_dpfl.simulation.cohort import derive_bytes
-from tf_dpfl.simulation.run_folder import held_alone, read_text
+from tf_dpfl.simulation.run_folder import read_text
+from tf_dpfl.simulation.runs_folder import FolderKind, RunsFolder, open_runs_folder, random_of
 from tf_dpfl.simulation.tuning_keys import Setting, draw, grid
 from tf_dpfl.simulation.tuning_plans import GRID, Search, check_settings
 
 SEARCH_VERSION = 1
-OWNER_ALONE = 0o600
 
-_HEADER = "search.json"
-_SECRET_BYTES = 32
+_KIND = FolderKind(what="search", header="search.json", runs="tries", version=SEARCH_VERSION)
 
 
 @dataclass(frozen=True)
-class SearchFolder:
+class SearchFolder(RunsFolder):
     """Paths of a search, and what was drawn for it once and for all.
 
-    Attributes:
-      settings: one for each try, in their order.
-      secret: 32 bytes that folds come from, and with a seed everything else.
-      is_seeded: whether somebody chose the seed.
+    `settings`: one for each try, in their order. Folds come from `secret`.
     """
 
-    path: Path
     settings: tuple[Setting, ...]
-    secret: bytes
-    is_seeded: bool
 
     @property
     def best_plan_file(self) -> Path:
@@ -62,28 +52,16 @@ class SearchFolder:
 
     @property
     def _tries(self) -> Path:
-        return self.path / "tries"
+        return self.path / _KIND.runs
 
     def run_of(self, number: int, fold: int) -> Path:
         """The RUN folder of a try (from 1), and of its fold (from 1; 0 without folds)."""
         run = self._tries / f"{number:04d}"
         return run / f"fold-{fold}" if fold else run
 
-    def random(self, purpose: str) -> Random:
-        """Randomness that is the same whenever the search goes on."""
-        return _random(self.secret, purpose)
-
     def run_seed(self, number: int, fold: int) -> int | None:
         """The seed of a try's run; None leaves it to the operating system."""
-        if not self.is_seeded:
-            return None
-        return int.from_bytes(derive_bytes(self.secret, f"run {number} {fold}")[:6], "little")
-
-    def random_bytes(self, purpose: str) -> Callable[[int], bytes]:
-        """The source of noise: the operating system, or a seeded search's secret."""
-        if not self.is_seeded:
-            return os.urandom
-        return lambda count: derive_bytes(self.secret, purpose)[:count]
+        return self.seed_of(f"run {number} {fold}")
 
     def scores(self) -> dict[tuple[int, int], float]:
         """The score of every run that has ended, by try and fold.
@@ -123,85 +101,28 @@ def open_search(path: Path, search: Search, *, seed: int | None) -> Iterator[Sea
       StateError: the folder cannot be made, holds something else, another search or
         version, or another process works on it.
     """
-    with held_alone(path, what="search", holds_others=_holds_other_files):
-        if not (path / _HEADER).exists():
-            try:
-                header = _begun(search, seed)
-            except BaseException:
-                with contextlib.suppress(OSError):
-                    (path / ".lock").unlink()
-                    path.rmdir()
-                raise
-            (path / "tries").mkdir(
-                mode=0o700 if search.keeps_tries_secret else 0o755, exist_ok=True
-            )
-            text = json.dumps(header, indent=1) + "\n"
-            write_atomically(path / _HEADER, text.encode(), mode=OWNER_ALONE)
-        yield _open(path, search, seed)
+    mode = 0o700 if search.keeps_tries_secret else 0o755
+    with open_runs_folder(
+        path,
+        _KIND,
+        identity={**search.to_json(), "plan": plan_to_toml(search.plan)},
+        seed=seed,
+        drawn=lambda secret: {"settings": _settings_of(search, secret, is_seeded=seed is not None)},
+        mode=mode,
+    ) as (folder, header):
+        try:
+            settings = tuple(header["settings"])
+        except (KeyError, TypeError) as error:
+            file = path / _KIND.header
+            raise StateError(f"{file}: not readable: {error!r:.200}") from None
+        yield SearchFolder(folder.path, folder.secret, folder.is_seeded, settings)
 
 
-def _holds_other_files(path: Path) -> bool:
-    return not (path / _HEADER).exists() and any(
-        file.name not in (".lock", "tries") and not file.name.startswith(f".{_HEADER}.")
-        for file in path.iterdir()
-    )
-
-
-def _begun(search: Search, seed: int | None) -> dict[str, Any]:
-    """The header of a new search."""
-    secret = os.urandom(_SECRET_BYTES) if seed is None else _secret_of(seed)
+def _settings_of(search: Search, secret: bytes, *, is_seeded: bool) -> list[Setting]:
+    """What a new search tries."""
     if search.method == GRID:
-        settings = grid(search.keys)
-    else:
-        random = SystemRandom() if seed is None else _random(secret, "settings")
-        settings = draw(search.keys, mean_tries=search.mean_tries or 1.0, random=random)
-        check_settings(search, settings)
-    return {
-        "version": SEARCH_VERSION,
-        **_identity(search),
-        "is_seeded": seed is not None,
-        "secret": secret.hex(),
-        "settings": settings,
-    }
-
-
-def _identity(search: Search) -> dict[str, Any]:
-    """What must be the same for a search to go on."""
-    return {**search.to_json(), "plan": plan_to_toml(search.plan)}
-
-
-def _open(path: Path, search: Search, seed: int | None) -> SearchFolder:
-    file = path / _HEADER
-    try:
-        header = json.loads(read_text(file))
-        version = header["version"]
-    except (ValueError, KeyError, TypeError, RecursionError) as error:
-        raise StateError(f"{file}: not readable: {error!r:.200}") from None
-    if version != SEARCH_VERSION:
-        raise StateError(
-            f"{path}: search version {version!r:.80} is not readable here; this release reads "
-            f"version {SEARCH_VERSION}: finish it with the release that began it"
-        )
-    wanted = json.loads(json.dumps(_identity(search)))
-    changed = [name for name, value in wanted.items() if header.get(name) != value]
-    if changed:
-        raise StateError(
-            f"{path}: was begun with another {' and another '.join(changed)}; repeat its "
-            "command, or choose a new folder"
-        )
-    try:
-        secret, settings = bytes.fromhex(header["secret"]), tuple(header["settings"])
-        is_seeded = bool(header["is_seeded"])
-    except (ValueError, KeyError, TypeError) as error:
-        raise StateError(f"{file}: not readable: {error!r:.200}") from None
-    if seed is not None and secret != _secret_of(seed):
-        raise StateError(f"{path}: was begun with another seed than {seed}; leave --seed out")
-    return SearchFolder(path, settings, secret, is_seeded)
-
-
-def _random(secret: bytes, purpose: str) -> Random:
-    return Random(int.from_bytes(derive_bytes(secret, purpose), "little"))
-
-
-def _secret_of(seed: int) -> bytes:
-    return derive_bytes(b"", f"search {seed}")
+        return list(grid(search.keys))
+    random = random_of(secret, "settings") if is_seeded else SystemRandom()
+    settings = draw(search.keys, mean_tries=search.mean_tries or 1.0, random=random)
+    check_settings(search, settings)
+    return list(settings)

@@ -8,7 +8,7 @@ from typing import Any
 
 from tf_dpfl.protocol.errors import PlanError
 from tf_dpfl.protocol.losses import BINARY_LOSS
-from tf_dpfl.protocol.plan import Plan
+from tf_dpfl.protocol.plan import LocalTraining, Plan
 from tf_dpfl.protocol.plan_files import plan_with
 from tf_dpfl.simulation.tuning_keys import SearchedKey, Setting, corners, grid, read_keys
 
@@ -173,6 +173,16 @@ def plan_without(plan: Plan, *, held_out: int) -> Plan:
     )
 
 
+def fault_of_judging(local: LocalTraining) -> str:
+    """Why trainings with this loss cannot be judged; "" where they can."""
+    if local.targets_are_class_ids or local.loss == BINARY_LOSS:
+        return ""
+    return (
+        f"local_training.loss={local.loss!r} has no accuracy, by which trainings are judged; "
+        "use a loss of class ids or binary cross-entropy"
+    )
+
+
 def _faults_of(search: Search, setting: Setting) -> list[tuple[str, str]]:
     """(where, what) of every fault."""
     where = f"with {described(setting)}"
@@ -180,13 +190,8 @@ def _faults_of(search: Search, setting: Setting) -> list[tuple[str, str]]:
         plan = search.plan_of(setting)
     except PlanError as error:
         return [(where, fault.removeprefix(f"{where}: ")) for fault in error.faults]
-    faults = []
-    local = plan.local_training
-    if not local.targets_are_class_ids and local.loss != BINARY_LOSS:
-        faults.append(
-            f"local_training.loss={local.loss!r} has no accuracy, by which tries are ranked; "
-            "search with a loss of class ids or binary cross-entropy"
-        )
+    judging = fault_of_judging(plan.local_training)
+    faults = [judging] if judging else []
     try:
         search.trainings(plan)
     except PlanError as error:

@@ -11,7 +11,15 @@ from typing import Any
 from matplotlib.figure import Figure
 
 from tf_dpfl.protocol.files import write_atomically
-from tf_dpfl.simulation.report import html_page, line_chart, svg_of, use_plain_numbers
+from tf_dpfl.simulation.report import (
+    NARROW,
+    html_page,
+    line_chart,
+    narrow,
+    svg_of,
+    use_plain_numbers,
+    wide_table,
+)
 from tf_dpfl.simulation.tuning_keys import SearchedKey, TriedSetting
 from tf_dpfl.simulation.tuning_plans import GRID, Search
 
@@ -21,9 +29,7 @@ _MOST_WRITTEN_CELLS = 64
 _WIDE_COLUMNS = 5
 _MOST_LABEL_LETTERS = 24
 _LOG_FROM_RATIO = 8
-# Wide enough on a desk, and letters that can be read on a phone.
-_FIGURE = '<div style="max-width: 34rem">{svg}</div>'
-_NARROW = (5, 4)
+_DARK = "#111111"  # on a bright cell, also where the page's text is bright
 
 Points = Mapping[tuple[Any, ...], float]
 
@@ -56,27 +62,25 @@ def charts(search: Search, ranking: Sequence[TriedSetting]) -> list[str]:
     if not keys:
         return []
     if len(keys) == 1:
-        return ["<h2>Accuracy</h2>", _FIGURE.format(svg=_curve(keys[0], ranking))]
+        return ["<h2>Accuracy</h2>", narrow(_curve(keys[0], ranking))]
     pictures = ["<h2>Accuracy</h2>"]
     if len(search.keys) > 2:
         pictures.append("<p>Each point shows the best over all other keys.</p>")
     for across, up in itertools.combinations(keys[:_MOST_MAPPED_KEYS], 2):
         points = best_at(ranking, [across.name, up.name])
         figure = _heat_map if search.method == GRID else _scattered
-        pictures.append(_FIGURE.format(svg=figure(across, up, points)))
+        pictures.append(narrow(figure(across, up, points)))
     return pictures
 
 
 def ranking_table(search: Search, ranking: Sequence[TriedSetting]) -> str:
     """The table as HTML; wide ones can be moved sideways."""
     names = [key.name for key in search.keys]
-    head = "".join(f"<th>{html.escape(name)}</th>" for name in ("rank", "accuracy", *names, "try"))
     rows = []
     for rank, one in enumerate(ranking, 1):
-        values = (rank, f"{one.accuracy:.4f}", *(_shown(one.setting[n]) for n in names), one.number)
-        cells = "".join(f"<td>{html.escape(str(value))}</td>" for value in values)
-        rows.append(f"<tr>{cells}</tr>")
-    return f'<div style="overflow-x: auto"><table><tr>{head}</tr>{"".join(rows)}</table></div>'
+        values = [_shown(one.setting[name]) for name in names]
+        rows.append([str(rank), f"{one.accuracy:.4f}", *values, str(one.number)])
+    return wide_table(("rank", "accuracy", *names, "try"), rows)
 
 
 def best_at(ranking: Sequence[TriedSetting], names: Sequence[str]) -> dict[tuple[Any, ...], float]:
@@ -104,7 +108,7 @@ def _curve(key: SearchedKey, ranking: Sequence[TriedSetting]) -> str:
         x_label=key.name,
         y_label="validation accuracy",
         log_x=_spans([one.setting[key.name] for one in ranking]),
-        size=_NARROW,
+        size=NARROW,
     )
 
 
@@ -112,7 +116,7 @@ def _heat_map(across: SearchedKey, up: SearchedKey, points: Points) -> str:
     """Cells of equal size, one for each pair of values, the accuracy written into them."""
     columns, rows = sorted(across.values), sorted(up.values)
     cells = [[points[x, y] for x in columns] for y in rows]
-    figure = Figure(figsize=_NARROW, layout="constrained")
+    figure = Figure(figsize=NARROW, layout="constrained")
     axes = figure.subplots()
     image = axes.imshow(cells, origin="lower", aspect="auto", cmap="viridis")
     labels = [_shown(v) for v in columns]
@@ -126,17 +130,17 @@ def _heat_map(across: SearchedKey, up: SearchedKey, points: Points) -> str:
         middle = (min(points.values()) + max(points.values())) / 2
         for row, line in enumerate(cells):
             for column, value in enumerate(line):
-                color = "black" if value > middle else "white"
+                color = _DARK if value > middle else "white"
                 size = 10 if len(columns) <= _WIDE_COLUMNS else 7
                 text = axes.text(column, row, f"{value:.3f}", color=color, fontsize=size)
                 text.set(ha="center", va="center")
-    return svg_of(figure)
+    return svg_of(figure, label=f"accuracy over {across.name} and {up.name}")
 
 
 def _scattered(across: SearchedKey, up: SearchedKey, points: Points) -> str:
     """One dot for each drawn pair of values, its colour the accuracy, the best one ringed."""
     x, y = zip(*points)
-    figure = Figure(figsize=_NARROW, layout="constrained")
+    figure = Figure(figsize=NARROW, layout="constrained")
     axes = figure.subplots()
     dots = axes.scatter(x, y, c=list(points.values()), cmap="viridis", s=70, edgecolors="grey")
     best = max(points, key=lambda at: points[at])
@@ -151,7 +155,7 @@ def _scattered(across: SearchedKey, up: SearchedKey, points: Points) -> str:
     axes.set_ylabel(up.name)
     axes.grid(alpha=0.3)
     figure.colorbar(dots, label="validation accuracy")
-    return svg_of(figure)
+    return svg_of(figure, label=f"accuracy over {across.name} and {up.name}")
 
 
 def _differs(key: SearchedKey, ranking: Sequence[TriedSetting]) -> bool:
