@@ -100,8 +100,8 @@ def test_both_parts_carry_their_share_whatever_norm_the_server_names(
 ) -> None:
     """The noise follows the round's clip norm; that of the count does not."""
     task = adapting(client_files, noise_multiplier=NOISE)
-    reports = reports_of(task, examples, clip_norm=clip_norm, number=300)
-    assert np.isfinite(reports).all() and len(set(reports[:, -1])) > 250
+    reports = reports_of(task, examples, clip_norm=clip_norm, number=150)
+    assert np.isfinite(reports).all() and len(set(reports[:, -1])) > 120
     half = 0.5 if clip_norm > 1e9 else -0.5
     counts = (reports[:, -1] - half) / (COUNT_STDDEV / math.sqrt(2))
     assert abs(counts.mean()) < SIGMAS / math.sqrt(len(counts))
@@ -110,7 +110,7 @@ def test_both_parts_carry_their_share_whatever_norm_the_server_names(
     values = noise.ravel() / (OF_UPDATES * clip_norm / math.sqrt(2))
     assert abs(values.std() - 1) < SIGMAS / math.sqrt(values.size)
     for column in noise.T[:20]:  # the count's noise is a draw of its own
-        assert abs(np.corrcoef(column, np.diff(reports[:, -1]))[0, 1]) < SIGMAS / math.sqrt(300)
+        assert abs(np.corrcoef(column, np.diff(reports[:, -1]))[0, 1]) < SIGMAS / math.sqrt(150)
 
 
 def test_a_trusted_server_gets_the_bare_half_and_the_bare_update(
