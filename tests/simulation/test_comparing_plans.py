@@ -11,6 +11,7 @@ from tf_dpfl.privacy.mechanism import mechanism_of_plan
 from tf_dpfl.protocol.errors import PlanError
 from tf_dpfl.protocol.plan import plan_from_dict, plan_to_dict
 from tf_dpfl.simulation.comparing_cost import cost_of
+from tf_dpfl.simulation.comparing_outcome import Traffic, traffic_of
 from tf_dpfl.simulation.comparing_plans import (
     NAMES,
     NO_CLIPPING,
@@ -214,3 +215,10 @@ def test_public_data_cost_nothing_and_a_bare_variant_is_named_all_the_same():
     assert cost.epsilon == 0
     words = " ".join(cost.in_words(is_seeded=False))
     assert "costs no privacy" in words and "central and federated" in words
+
+
+def test_a_count_of_the_unclipped_travels_with_the_update():
+    plans = {name: variant.plan for name, variant in by_name(ADAPTIVE).items()}
+    found = {n: traffic_of(plans[n], weights=10) for n in ("federated", "device-gaussian")}
+    assert found["federated"] == Traffic(down=40, up=40, once=0.0)
+    assert found["device-gaussian"] == Traffic(down=40, up=44, once=0.0)
