@@ -206,6 +206,7 @@ def test_one_variant_without_privacy_takes_the_guarantee_of_all():
         comparison.target_epsilon, rel=1e-9
     )
     words = " ".join(cost.in_words(is_seeded=False))
+    assert f"variant with privacy costs epsilon {comparison.target_epsilon:.4g}" in words
     assert "central: trained without privacy, which guarantees nothing" in words
     assert "no finite epsilon" in words
 
