@@ -12,6 +12,7 @@ from tf_dpfl.privacy.mechanism import mechanism_of_plan
 from tf_dpfl.protocol.errors import PlanError
 from tf_dpfl.protocol.plan import plan_from_dict, plan_to_dict
 from tf_dpfl.simulation.comparing_cost import cost_of
+from tf_dpfl.simulation.comparing_outcome import Traffic, traffic_of
 from tf_dpfl.simulation.comparing_plans import (
     NAMES,
     NO_CLIPPING,
@@ -218,6 +219,7 @@ def test_one_variant_without_privacy_takes_the_guarantee_of_all():
         comparison.target_epsilon, rel=1e-9
     )
     words = " ".join(cost.in_words(is_seeded=False))
+    assert f"variant with privacy costs epsilon {comparison.target_epsilon:.4g}" in words
     assert "central: trained without privacy, which guarantees nothing" in words
     assert "no finite epsilon" in words
 
@@ -227,3 +229,10 @@ def test_public_data_cost_nothing_and_a_bare_variant_is_named_all_the_same():
     assert cost.epsilon == 0
     words = " ".join(cost.in_words(is_seeded=False))
     assert "costs no privacy" in words and "central and federated" in words
+
+
+def test_a_count_of_the_unclipped_travels_with_the_update():
+    plans = {name: variant.plan for name, variant in by_name(ADAPTIVE).items()}
+    found = {n: traffic_of(plans[n], weights=10) for n in ("federated", "device-gaussian")}
+    assert found["federated"] == Traffic(down=40, up=40, once=0.0)
+    assert found["device-gaussian"] == Traffic(down=40, up=44, once=0.0)

@@ -124,8 +124,6 @@ def _print_result(result: ComparisonResult) -> None:
     head = ("variant", "accuracy", "best", "epsilon", "epsilon to server", "s", "kB down", "kB up")
     arguments.print_table(head, rows)
     print("inf: no guarantee. kB: a user and round.")
-    for name, reason in result.not_compared.items():
-        print(f"not compared: {name}: {reason}")
     print(f"report: {result.folder / 'compare.html'}")
     for line in result.privacy_in_words:
         print(line)

@@ -26,6 +26,7 @@ from tf_dpfl.simulation.comparing_outcome import (
     has_ended,
     keep_outcome,
     read_outcome,
+    traffic_of,
 )
 from tf_dpfl.simulation.comparing_plans import CENTRAL, Comparison, Variant, comparison_of
 from tf_dpfl.simulation.comparing_report import write_comparison_report
@@ -37,7 +38,6 @@ from tf_dpfl.simulation.simulate import FORWARDED, EventSink, initial_model, sim
 _KIND = FolderKind(
     what="comparison", header="comparison.json", runs="variants", version=COMPARISON_VERSION
 )
-_FLOAT_BYTES = 4
 
 
 @dataclass(frozen=True)
@@ -211,8 +211,8 @@ class _Trainings:
 
         plan = variant.plan
         assert plan is not None
-        size = layout_of(self.start).size * _FLOAT_BYTES
-        traffic, card, card_text = Traffic(down=size, up=size, once=0.0), None, ""
+        traffic = traffic_of(plan, weights=layout_of(self.start).size)
+        card, card_text = None, ""
         if variant.name == CENTRAL:
             secret = derive_bytes(self.folder.secret, f"run {variant.name}")
             run = RunFolder(place, secret, self.folder.is_seeded)

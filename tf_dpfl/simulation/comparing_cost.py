@@ -96,11 +96,22 @@ class ComparisonCost:
     def _price(self, together: SearchCost) -> list[str]:
         plans = [variant.plan for variant in self.private if variant.plan]
         privacy = self.comparison.plan.privacy
+        epsilon = f"epsilon {epsilon_text(together.epsilon)} at delta {privacy.delta:g}"
+        if len(plans) > 1:
+            price = (
+                f"Every variant is a release about the same users, and epsilons add up: the "
+                f"{len(plans)} with privacy cost {epsilon} together ({together.method}). Their "
+                "models, curves and figures may be published at this price; one alone costs what "
+                "its card says."
+            )
+        else:
+            price = (
+                f"The variant with privacy costs {epsilon} ({together.method}); its models, curve "
+                "and figures may be published at this price. Each further variant is one more "
+                "release about the same users, and epsilons add up."
+            )
         return [
-            f"Every variant is a release about the same users, and epsilons add up: the "
-            f"{len(plans)} with privacy cost epsilon {epsilon_text(together.epsilon)} at delta "
-            f"{privacy.delta:g} together ({together.method}). Their models, curves and figures may "
-            "be published at this price; one alone costs what its card says.",
+            price,
             *terms_in_words(
                 plans[0].privacy, relation=together.relation, samplings=samplings_in_words(plans)
             ),

@@ -18,6 +18,7 @@ from tf_dpfl.simulation.run_folder import RunFolder, read_text
 OUTCOME_VERSION = 1
 
 _FILE = "outcome.json"
+_FLOAT_BYTES = 4
 
 
 @dataclass(frozen=True)
@@ -33,6 +34,16 @@ class Traffic:
     down: int
     up: int
     once: float
+
+
+def traffic_of(plan: Plan, *, weights: int) -> Traffic:
+    """What federated training of so many weights sends: float32 vectors.
+
+    Where the clip norm adapts, the user's part of the count stands behind its update.
+    """
+    counted = 1 if plan.privacy.adaptive_clipping else 0
+    down, up = _FLOAT_BYTES * weights, _FLOAT_BYTES * (weights + counted)
+    return Traffic(down=down, up=up, once=0.0)
 
 
 @dataclass(frozen=True)
