@@ -10,13 +10,11 @@ import time
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
 PARTS = Path(__file__).resolve().parent
-sys.path[:0] = [str(PARTS), str(PARTS.parent)]
-
-import numpy as np
-from example_level import load
-from features import NORM
+sys.path.insert(0, str(PARTS.parent))
 
 # Of every example's features, so that a learning rate has a usual size.
 LENGTH = 3.0
@@ -24,6 +22,9 @@ LENGTH = 3.0
 
 def users(plan: Any, *, held_out: bool) -> Any:
     """The plan's users, whose examples are features in place of images."""
+    from example_level import load
+    from features import NORM
+
     from tf_dpfl.data.columns import FederatedData
     from tf_dpfl.data.partitions import partition_of_plan, partition_sha256
 
@@ -67,8 +68,9 @@ def plan_with(changes: dict[str, Any], *, held_out: bool) -> Any:
 
 def main() -> None:
     """Trains and prints one line of JSON."""
-    import tf_dpfl
     from parity import run_stock, stock_epsilon
+
+    import tf_dpfl
 
     wanted = json.loads(sys.argv[1])
     plan = plan_with(wanted["changes"], held_out=wanted["held_out"])

@@ -7,7 +7,6 @@ Chosen with `--held-out`, which leaves the last 10,000 training images to judge 
 from __future__ import annotations
 
 import json
-import math
 import statistics
 import subprocess
 import sys
@@ -16,6 +15,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+TABLES = ("user", "mechanisms", "clipping")
 PARTS = Path(__file__).resolve().parent
 STOCK = "stock TFF gaussian_fixed"
 
@@ -73,7 +73,7 @@ def adaptive_clip(first: float) -> dict[str, Any]:
     return {**_ADAM, **_ADAPTIVE, "privacy.clip_norm": first}
 
 
-def tables(what: str, seeds: Sequence[int], *, held_out: bool) -> Iterator[dict[str, Any]]:
+def rows(what: str, seeds: Sequence[int], *, held_out: bool) -> Iterator[dict[str, Any]]:
     """The rows of "user", "mechanisms" or "clipping", one by one as they are measured."""
 
     def measured(name: str, changes: Mapping[str, Any], **more: Any) -> dict[str, Any]:
@@ -87,15 +87,18 @@ def tables(what: str, seeds: Sequence[int], *, held_out: bool) -> Iterator[dict[
             yield row | {"met": _word(row["mean"] >= row["target"])}
     elif what == "mechanisms":
         for epsilon in RATES:
-            rows = {}
+            found = {}
             for name in MECHANISMS:
-                rows[name] = measured(name, with_mechanism(name, epsilon), target="-", met="-")
+                found[name] = measured(name, with_mechanism(name, epsilon), target="-", met="-")
                 if name == "auto":
-                    better = max(rows[other]["mean"] for other in ("gaussian", "banded"))
-                    rows[name] |= _beside(rows[name], better - 0.005)
-                yield rows[name]
+                    better = max(found[other]["mean"] for other in ("gaussian", "banded"))
+                    found[name] |= _beside(found[name], better - 0.005)
+                yield found[name]
     else:
-        fixed = [measured(f"fixed {norm:g}", fixed_clip(norm), target="-", met="-") for norm in CLIP_NORMS]
+        fixed = [
+            measured(f"fixed {norm:g}", fixed_clip(norm), target="-", met="-")
+            for norm in CLIP_NORMS
+        ]
         yield from fixed
         best = max(fixed, key=lambda row: row["mean"])
         norm = CLIP_NORMS[fixed.index(best)]
@@ -138,12 +141,13 @@ def _row(name: str, runs: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
         "mean": statistics.mean(accuracies),
         "least": min(accuracies),
         "most": max(accuracies),
-        "epsilon": math.inf if first["epsilon"] is None else first["epsilon"],
+        "epsilon": "none" if first["epsilon"] is None else first["epsilon"],
         "noise": first["noise_multiplier"],
         "mechanism": first["mechanism"],
         "sampling": first["sampling"],
         "users_a_round": first["users_a_round"],
         "rounds": first["rounds"],
         "clip": first["clip_norm"],
+        "card": first["card"],
         "seconds": statistics.median(found["seconds"] for found in runs),
     }
