@@ -37,8 +37,8 @@ def run_ours(plan, seed, folder):
     return result.accuracy, statistics.median(seconds or [r["seconds"] for r in records])
 
 
-def run_stock(plan, seed):
-    """(accuracy, seconds per round) of stock TFF on the same cohorts."""
+def run_stock(plan, seed, data=None):
+    """(accuracy, seconds per round) of stock TFF on the same cohorts, of `data` or the plan's."""
     import tensorflow as tf
     import tensorflow_federated as tff
 
@@ -47,7 +47,7 @@ def run_stock(plan, seed):
     from tf_dpfl.simulation.evaluation import Evaluator
     from tf_dpfl.simulation.runtime import tff_runtime
 
-    data = tf_dpfl.load_federated_data(plan)
+    data = data or tf_dpfl.load_federated_data(plan)
     run_seed = derive_bytes(b"", f"seed {seed}")
     initial = int.from_bytes(derive_bytes(run_seed, "initial weights")[:4], "little")
     tf.keras.utils.set_random_seed(initial)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import os
 import subprocess
 from pathlib import Path
 
@@ -26,7 +27,8 @@ def scattering(name: str, images: np.ndarray) -> np.ndarray:
     CACHE.mkdir(parents=True, exist_ok=True)
     file = CACHE / f"{name}.npy"
     if not file.exists():
-        pixels, half = CACHE / f"{name}_images.npy", CACHE / f"{name}_half.npy"
+        mine = f"{name}_{os.getpid()}"  # another run may be at the same
+        pixels, half = CACHE / f"{mine}_images.npy", CACHE / f"{mine}_half.npy"
         np.save(pixels, images)
         python = environment("scattering", PARTS)
         subprocess.run(
@@ -45,7 +47,9 @@ def preconditioner() -> np.ndarray:
         values, vectors = np.linalg.eigh(second_moment(public))
         first = np.argsort(values)[::-1][:KEPT]
         matrix = vectors[:, first] / np.sqrt(np.maximum(values[first], 0.0) + FLOOR)
-        np.save(file, matrix.astype(np.float32))
+        half = CACHE / f"preconditioner_{os.getpid()}_half.npy"
+        np.save(half, matrix.astype(np.float32))
+        half.rename(file)
     return np.load(file)
 
 
