@@ -67,7 +67,7 @@ def test_environments_are_made_once(clone):
     assert second.stderr == ""
     assert clone.calls("-m venv") == 2
     assert clone.calls("--editable") == 2
-    assert clone.calls("-m pytest -m not slow -k x") == 1
+    assert clone.calls("-m pytest -n 2 --dist loadfile -m not slow -k x") == 1
 
 
 def test_interrupted_installation_is_made_anew(clone):
