@@ -208,6 +208,8 @@ def test_on_private_data_the_epsilons_of_all_variants_add_up():
     assert cost.to_json()["relation"] == "zero-out"  # noise on devices, as on the card
     words = " ".join(cost.in_words(is_seeded=False))
     assert f"epsilon {expected:.4g}" in words and "Unit: user" in words and "Adjacency" in words
+    assert "models and accuracies may be published" in words
+    assert "No price covers the counts of each round's reports" in words
     assert "GUARANTEE IS VOID" in " ".join(cost.in_words(is_seeded=True))
 
 

@@ -25,6 +25,11 @@ NO_GUARANTEE = (
     "{names}: trained without privacy, which guarantees nothing to anybody. Run {them} on public, "
     "synthetic or stand-in data, not on people who are to be protected."
 )
+COUNTS = (
+    "No price covers the counts of each round's reports and of those that were not finite, in "
+    "compare.csv and compare.json, nor the seconds, which show how much was computed: keep them "
+    "to those who may see the data."
+)
 
 
 @dataclass(frozen=True)
@@ -101,17 +106,18 @@ class ComparisonCost:
             price = (
                 f"Every variant is a release about the same users, and epsilons add up: the "
                 f"{len(plans)} with privacy cost {epsilon} together ({together.method}). Their "
-                "models, curves and figures may be published at this price; one alone costs what "
+                "models and accuracies may be published at this price; one alone costs what "
                 "its card says."
             )
         else:
             price = (
-                f"The variant with privacy costs {epsilon} ({together.method}); its models, curve "
-                "and figures may be published at this price. Each further variant is one more "
+                f"The variant with privacy costs {epsilon} ({together.method}); its models and "
+                "accuracies may be published at this price. Each further variant is one more "
                 "release about the same users, and epsilons add up."
             )
         return [
             price,
+            COUNTS,
             *terms_in_words(
                 plans[0].privacy, relation=together.relation, samplings=samplings_in_words(plans)
             ),

@@ -126,6 +126,8 @@ def figures(outcome: Outcome) -> dict[str, Any]:
 def to_json(found: Found) -> dict[str, Any]:
     """All of it as plain JSON values; an infinite epsilon is null."""
     comparison, schedule = found.comparison, found.schedule
+    # Nobody's noise covers the number of their records, which central training alone needs.
+    is_central = any(outcome.name == CENTRAL for outcome in found.outcomes)
     return {
         "version": COMPARISON_VERSION,
         "data": comparison.data_is,
@@ -139,7 +141,9 @@ def to_json(found: Found) -> dict[str, Any]:
             "passes": schedule.passes,
             "batch_size": schedule.batch_size,
             "steps": schedule.steps_after(schedule.rounds),
-        },
+        }
+        if is_central
+        else None,
         "variants": [
             {
                 **_finite(figures(outcome)),
