@@ -117,13 +117,15 @@ def _print_result(result: ComparisonResult) -> None:
             f"{outcome.local_epsilons[1]:.4g}",
             f"{outcome.seconds:.1f}",
             f"{outcome.traffic.down / 1000:.4g}",
-            f"{outcome.traffic.up / 1000:.4g}",
+            f"{outcome.traffic.once / 1000:.4g} once"
+            if outcome.traffic.once
+            else f"{outcome.traffic.up / 1000:.4g}",
         )
         for outcome in result.outcomes
     ]
     head = ("variant", "accuracy", "best", "epsilon", "epsilon to server", "s", "kB down", "kB up")
     arguments.print_table(head, rows)
-    print("inf: no guarantee. kB: a user and round.")
+    print("inf: no guarantee. kB: a user and round; once: a user's records, before the first.")
     print(f"report: {result.folder / 'compare.html'}")
     for line in result.privacy_in_words:
         print(line)

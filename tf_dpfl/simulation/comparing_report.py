@@ -76,9 +76,10 @@ def _summary(found: Found) -> list[str]:
     if private:
         best = max(private, key=lambda outcome: outcome.accuracy)
         lines.append(
-            f"Of those with privacy it is {best.name}, with {best.accuracy:.4f}: each has epsilon "
-            f"{epsilon_text(found.comparison.target_epsilon)} at delta {plan.privacy.delta:g} "
-            "against whoever sees the models, for one " + words_of(plan.privacy).unit + "."
+            f"Of those with privacy it is {best.name}, with {best.accuracy:.4f}: each has at most "
+            f"epsilon {epsilon_text(found.comparison.target_epsilon)} at delta "
+            f"{plan.privacy.delta:g} against whoever sees the models, for one "
+            f"{words_of(plan.privacy).unit}."
         )
     chance = _standard_error(best.accuracy, found.test_examples)
     lines.append(
@@ -99,7 +100,7 @@ def _accuracy_chart(outcomes: Sequence[Outcome]) -> str:
 
 
 def _accuracy_bars(outcomes: Sequence[Outcome]) -> str:
-    """A bar for each variant: hatched where it is private, and a mark at its best."""
+    """A bar for each variant, hatched where it is private."""
     figure = Figure(figsize=NARROW, layout="constrained")
     axes = figure.subplots()
     places = range(len(outcomes))
