@@ -14,7 +14,7 @@ import tensorflow as tf
 from models.keeping import load_keras
 from tf_dpfl.client_work.computation import layout_of
 from tf_dpfl.data.federated import FederatedData, load_federated_data
-from tf_dpfl.protocol.errors import DataError
+from tf_dpfl.protocol.errors import DataError, StateError
 from tf_dpfl.protocol.plan import Plan
 from tf_dpfl.protocol.plan_files import plan_to_toml
 from tf_dpfl.simulation.central_run import run_centrally, schedule_of, stored_bytes
@@ -112,8 +112,7 @@ def run_comparison(
     if not data.test_examples:
         raise DataError("the data have no test split to compare on: set data.test_path")
     with _opened(Path(out), comparison, seed=seed) as folder:
-        # One model for all of them, and for a call that goes on.
-        start = initial_model(_as_run(folder), plan, data, model)
+        start = _model_of_all(folder, comparison, data, model)
         begun = [v.name for v in comparison.variants if v.is_run or _run_of(folder, v).exists()]
         cost = cost_of(comparison, begun)
         words = tuple(cost.in_words(is_seeded=folder.is_seeded))
@@ -121,7 +120,7 @@ def run_comparison(
             {
                 "event": "comparison",
                 "variants": [v.name for v in comparison.variants if v.is_run],
-                "not_compared": _reasons(comparison),
+                "not_compared": _reasons(comparison, folder),
                 "privacy": cost.to_json(),
                 "privacy_in_words": words,
                 "folder": str(folder.path),
@@ -133,8 +132,7 @@ def run_comparison(
             for variant in comparison.variants
             if variant.plan is not None and has_ended(_run_of(folder, variant))
         )
-        trained = {outcome.name for outcome in outcomes}
-        left = {n: why for n, why in _reasons(comparison).items() if n not in trained}
+        left = _reasons(comparison, folder)
         schedule = schedule_of(plan, data)
         found = Found(
             comparison, outcomes, left, schedule, data.test_examples, cost.to_json(), words
@@ -170,8 +168,27 @@ def _run_of(folder: RunsFolder, variant: Variant) -> Path:
     return folder.path / _KIND.runs / variant.name
 
 
-def _reasons(comparison: Comparison) -> dict[str, str]:
-    return {v.name: v.why_not for v in comparison.variants if not v.is_run}
+def _model_of_all(
+    folder: RunsFolder, comparison: Comparison, data: FederatedData, model: tf.keras.Model | None
+) -> tf.keras.Model:
+    """What all variants begin with, those of a later call too; StateError when it was lost."""
+    run = _as_run(folder)
+    begun = [v.name for v in comparison.variants if _run_of(folder, v).exists()]
+    if begun and not run.initial_model_file.exists():
+        raise StateError(
+            f"{run.initial_model_file}: is missing, and {', '.join(begun)} began with it; restore "
+            "it, or compare in a new folder"
+        )
+    return initial_model(run, comparison.plan, data, model)
+
+
+def _reasons(comparison: Comparison, folder: RunsFolder) -> dict[str, str]:
+    """Why variants are neither run nor in the folder from an earlier call."""
+    return {
+        v.name: v.why_not
+        for v in comparison.variants
+        if not v.is_run and not has_ended(_run_of(folder, v))
+    }
 
 
 @dataclass(frozen=True)

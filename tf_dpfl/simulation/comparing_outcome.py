@@ -136,7 +136,7 @@ def has_ended(folder: Path) -> bool:
 def read_outcome(folder: Path, variant: Variant) -> Outcome:
     """The outcome of a variant that has ended.
 
-    Raises StateError when a file is damaged or of another version.
+    Raises StateError when a file is damaged or of another version, or a figure is missing.
     """
     file = folder / _FILE
     metrics = RunFolder(folder, b"", False).read_metrics()
@@ -147,17 +147,30 @@ def read_outcome(folder: Path, variant: Variant) -> Outcome:
                 f"{file}: version {content['version']!r:.80} is not readable here; this release "
                 f"reads version {OUTCOME_VERSION}: finish it with the release that began it"
             )
-        traffic = Traffic(**content["traffic"])
+        sent = content["traffic"]
+        traffic = Traffic(int(sent["down"]), int(sent["up"]), float(sent["once"]))
         card, text = content["card"], content["card_text"]
         plan = variant.plan
         if plan is None or len(metrics) != plan.server.rounds:
             raise ValueError("metrics.jsonl has not a line for each round")
-        return Outcome(variant, plan, tuple(metrics), card, text, traffic)
+        if variant.is_private != isinstance(card, dict) or not isinstance(text, str):
+            raise ValueError("the privacy card is not that of this variant")
+        outcome = Outcome(variant, plan, tuple(metrics), card, text, traffic)
+        _require_figures(outcome)
     except (ValueError, KeyError, TypeError, RecursionError) as error:
         raise StateError(
             f"{file}: not the outcome of a variant: {error!r:.200}; restore the folder, or remove "
-            "it: the variant is then trained again"
+            "it: the variant is then trained again (on private data that is one more release)"
         ) from None
+    return outcome
+
+
+def _require_figures(outcome: Outcome) -> None:
+    """Raises what is wrong with figures that a report would fail at."""
+    _ = outcome.accuracy, outcome.best, outcome.seconds
+    _ = outcome.central_epsilon, outcome.local_epsilons
+    for record in outcome.metrics:
+        outcome.epsilon_after(record)
 
 
 def _or_infinite(value: float | None) -> float:

@@ -111,10 +111,15 @@ def open_runs_folder(
         try:
             folder = RunsFolder(path, bytes.fromhex(header["secret"]), bool(header["is_seeded"]))
         except (ValueError, KeyError, TypeError) as error:
-            raise StateError(f"{file}: not readable: {error!r:.200}") from None
+            raise unreadable_header(file, error) from None
         if seed is not None and folder.secret != _secret_of(seed, kind):
             raise StateError(f"{path}: was begun with another seed than {seed}; leave --seed out")
         yield folder, header
+
+
+def unreadable_header(file: Path, error: Exception) -> StateError:
+    """The error that says so, and what to do."""
+    return StateError(f"{file}: not readable: {error!r:.200}; restore it, or choose a new folder")
 
 
 def _read(path: Path, kind: FolderKind, identity: Mapping[str, Any]) -> dict[str, Any]:
@@ -123,7 +128,7 @@ def _read(path: Path, kind: FolderKind, identity: Mapping[str, Any]) -> dict[str
         header: dict[str, Any] = json.loads(read_text(file))
         version = header["version"]
     except (ValueError, KeyError, TypeError, RecursionError) as error:
-        raise StateError(f"{file}: not readable: {error!r:.200}") from None
+        raise unreadable_header(file, error) from None
     if version != kind.version:
         raise StateError(
             f"{path}: {kind.what} version {version!r:.80} is not readable here; this release "

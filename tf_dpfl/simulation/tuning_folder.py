@@ -13,7 +13,13 @@ from tf_dpfl.protocol.errors import StateError
 from tf_dpfl.protocol.files import append_line_durably, drop_torn_line
 from tf_dpfl.protocol.plan_files import plan_to_toml
 from tf_dpfl.simulation.run_folder import read_text
-from tf_dpfl.simulation.runs_folder import FolderKind, RunsFolder, open_runs_folder, random_of
+from tf_dpfl.simulation.runs_folder import (
+    FolderKind,
+    RunsFolder,
+    open_runs_folder,
+    random_of,
+    unreadable_header,
+)
 from tf_dpfl.simulation.tuning_keys import Setting, draw, grid
 from tf_dpfl.simulation.tuning_plans import GRID, Search, check_settings
 
@@ -113,8 +119,7 @@ def open_search(path: Path, search: Search, *, seed: int | None) -> Iterator[Sea
         try:
             settings = tuple(header["settings"])
         except (KeyError, TypeError) as error:
-            file = path / _KIND.header
-            raise StateError(f"{file}: not readable: {error!r:.200}") from None
+            raise unreadable_header(path / _KIND.header, error) from None
         yield SearchFolder(folder.path, folder.secret, folder.is_seeded, settings)
 
 
