@@ -41,6 +41,9 @@ def main() -> int:
     parser.add_argument("--held-out", action="store_true", help="judge by training images kept out")
     args = parser.parse_args()
     if args.what in user_level.TABLES:
+        for name in ("epsilon", "rate", "average"):
+            if getattr(args, name) is not None:
+                parser.error(f"--{name} is for {' and '.join(SUBJECTS)}")
         return by_user(args)
     return by_example(args, parser)
 
