@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+from dataclasses import replace
 
 import pytest
 import tensorflow as tf
@@ -12,6 +13,7 @@ from plans import digits_plan, small_mlp
 from tf_dpfl.data.federated import load_federated_data
 from tf_dpfl.protocol.errors import ModelError, StateError
 from tf_dpfl.protocol.plan_files import plan_to_toml
+from tf_dpfl.protocol.tuning_section import Tuning
 from tf_dpfl.simulation.run_folder import open_run
 from tf_dpfl.simulation.simulate import simulate
 
@@ -115,3 +117,16 @@ def test_a_folder_that_cannot_be_made_is_a_state_error(tmp_path, data):
     (tmp_path / "file").touch()
     with pytest.raises(StateError, match="cannot be used as a run's folder: Not a directory"):
         simulate(PLAN, tmp_path / "file" / "run", data=data)
+
+
+def test_another_plan_is_refused_with_the_lines_that_differ(tmp_path):
+    plan = digits_plan(noise_multiplier=2.0)
+    with open_run(tmp_path / "run", plan, seed=None) as folder:
+        folder.initial_model_file.touch()  # else the folder is free for any plan
+    said = replace(plan, tuning=Tuning(how="as in the paper", data="public"))
+    for other, line in (
+        (digits_plan(noise_multiplier=3.0), "'noise_multiplier = 2.0' is now"),
+        (said, "is new"),
+    ):
+        with pytest.raises(StateError, match=line), open_run(tmp_path / "run", other, seed=None):
+            pass

@@ -1,6 +1,7 @@
 """Whole searches: their table, their files, resumption after a kill, what is kept apart."""
 
 import json
+import shutil
 import signal
 import subprocess
 import sys
@@ -303,6 +304,19 @@ def test_scores_survive_a_torn_line_and_damage_is_named(tmp_path):
         file.write_text('{"try": 2}\n' + file.read_text())
         with pytest.raises(StateError, match="scores.jsonl:1"):
             folder.scores()
+
+
+def test_the_best_try_can_be_scored_again(finished, tmp_path, data):
+    """Its run says how it was found, which it did not when it was begun."""
+    result, _ = finished
+    folder = tmp_path / "copy"
+    shutil.copytree(result.folder, folder)
+    file, best = folder / "tries" / "scores.jsonl", result.ranking[0].number
+    lines = file.read_text().splitlines(keepends=True)
+    file.write_text("".join(line for line in lines if json.loads(line)["try"] != best))
+    again = tune(PLAN, OVER, folder, data_is="private", points=2, seed=5, data=data)
+    assert again.ranking == result.ranking
+    assert load_plan(again.best_run / "plan.toml") == again.best_plan == result.best_plan
 
 
 def test_a_range_of_what_changes_the_cost_is_refused_for_private_random_search(tmp_path, data):

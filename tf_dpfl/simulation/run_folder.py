@@ -7,7 +7,7 @@ import fcntl
 import json
 import os
 import re
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -227,14 +227,19 @@ def _check_same_plan(path: Path, plan: Plan) -> None:
     except PlanError as error:
         raise StateError(f"a run begun with another plan: {error.faults[0]}") from None
     if begun != plan:  # keys that came later are not in an older release's file
-        old = plan_to_toml(begun)
-        changed = [
-            f"{a!r} is now {b!r}" for a, b in zip(old.splitlines(), new.splitlines()) if a != b
-        ]
+        changed = _changes(plan_to_toml(begun).splitlines(), new.splitlines())
         raise StateError(
             f"{path}: was begun with another plan ({'; '.join(changed)}); "
             "use the old plan or a new folder"
         )
+
+
+def _changes(old: Sequence[str], new: Sequence[str]) -> list[str]:
+    """What differs between two plans, line by line where none was added or left out."""
+    if len(old) == len(new):
+        return [f"{a!r} is now {b!r}" for a, b in zip(old, new) if a != b]
+    gone = [f"{line!r} is gone" for line in old if line and line not in new]
+    return gone + [f"{line!r} is new" for line in new if line and line not in old]
 
 
 def read_text(path: Path) -> str:

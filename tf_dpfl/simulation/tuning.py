@@ -16,7 +16,7 @@ from tf_dpfl.privacy.tuning_cost import SearchCost
 from tf_dpfl.protocol.errors import DataError
 from tf_dpfl.protocol.files import write_atomically
 from tf_dpfl.protocol.plan import Plan
-from tf_dpfl.protocol.plan_files import plan_to_toml
+from tf_dpfl.protocol.plan_files import load_plan, plan_to_toml
 from tf_dpfl.protocol.tuning_section import Tuning
 from tf_dpfl.simulation.report import write_report
 from tf_dpfl.simulation.run_folder import PLAN_FILE, open_run
@@ -236,6 +236,7 @@ class _Tries:
 
         run, seed = self.folder.run_of(number, fold), self.folder.run_seed(number, fold)
         run.parent.mkdir(parents=True, exist_ok=True)
+        _untell_run(run, training)
         data = self.data
         if held_out is not None:
             limit = training.clients.examples_per_client
@@ -265,6 +266,15 @@ def _tell_run(run: Path, plan: Plan) -> None:
     with open_run(run, plan, seed=None) as folder:
         card = RunLedger(folder, plan, rounds_done=plan.server.rounds).write_card()
         write_report(folder.report_file, folder.read_metrics(), card)
+
+
+def _untell_run(run: Path, plan: Plan) -> None:
+    """Takes back what `_tell_run` wrote, where a try whose score was lost is scored again."""
+    file = run / PLAN_FILE
+    if file.exists():
+        begun = load_plan(file)
+        if begun.tuning != plan.tuning:
+            write_atomically(file, plan_to_toml(replace(begun, tuning=plan.tuning)).encode())
 
 
 def _finish(
