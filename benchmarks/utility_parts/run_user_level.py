@@ -59,7 +59,7 @@ def plan_with(changes: dict[str, Any], *, held_out: bool) -> Any:
     if "privacy.noise_multiplier" not in changes:
         changes.setdefault("privacy.target_epsilon", 8.0)
     if held_out:
-        cohort = changes.get("clients.clients_per_round", 300)
+        cohort = changes.get("clients.clients_per_round", 100)
         changes |= {"clients.population": 2500, "clients.clients_per_round": cohort * 5 // 6}
     overrides = [f"{key}={json.dumps(value)}" for key, value in changes.items()]
     plan = tf_dpfl.load_plan(PARTS / "user_level.toml", overrides=overrides)

@@ -32,7 +32,7 @@ BEST: dict[str, dict[str, Any]] = {
 TARGETS = {"8": 0.865, "4": 0.85, "2": 0.83, "none": 0.885}
 
 # The server's learning rate of every mechanism, by epsilon.
-RATES = {8.0: 25.0, 4.0: 15.0, 2.0: 10.0, 1.0: 7.0}
+RATES = {8.0: 10.0, 4.0: 7.0, 2.0: 6.0, 1.0: 5.0}
 _BANDED = {"privacy.mechanism": "banded", "clients.sampling": "min_separation"}
 MECHANISMS: dict[str, dict[str, Any]] = {
     "gaussian": {},
@@ -44,6 +44,7 @@ MECHANISMS: dict[str, dict[str, Any]] = {
 # A server that divides by the updates' own size forgets the first rounds of a clip norm
 # that is far off.
 _ADAM = {
+    "clients.clients_per_round": 300,
     "server.optimizer": "adam",
     "server.beta_2": 0.9,
     "server.learning_rate": 0.1,

@@ -86,6 +86,41 @@ def test_error_of_bands_is_the_one_of_the_matrix(bands, rounds):
     assert banded_prefix_error(bands=bands, rounds=rounds) == pytest.approx(expected, rel=1e-9)
 
 
+def running_mean(rounds, momentum):
+    """[rounds, rounds]: row t weighs what was s rounds ago by (1 - b) b^s."""
+    age = np.subtract.outer(np.arange(rounds), np.arange(rounds))
+    return (1 - momentum) * np.where(age >= 0, momentum ** np.abs(age).astype(float), 0.0)
+
+
+@pytest.mark.parametrize("momentum", [0.5, 0.9])
+@pytest.mark.parametrize(("bands", "rounds"), [(1, 1), (1, 20), (4, 3), (5, 20)])
+def test_error_of_bands_under_momentum_is_the_one_of_the_matrix(bands, rounds, momentum):
+    sums = np.tril(np.ones((rounds, rounds))) @ np.linalg.inv(toeplitz(bands, rounds))
+    rows = running_mean(rounds, momentum) @ sums
+    expected = math.sqrt((rows**2).sum(axis=1).mean())
+    found = banded_prefix_error(bands=bands, rounds=rounds, momentum=momentum)
+    assert found == pytest.approx(expected, rel=1e-9)
+
+
+@pytest.mark.parametrize("momentum", [0.0, 0.5, 0.9])
+@pytest.mark.parametrize("rounds", [1, 2, 7, 8, 13, 40])
+def test_error_of_a_tree_under_momentum_is_the_one_of_least_squares(rounds, momentum):
+    """A prefix is estimated from the noised nodes of its complete trees, as well as can be."""
+    nodes = [
+        np.isin(np.arange(rounds), np.arange(start, start + 2**level)).astype(float)
+        for level in range(rounds.bit_length())
+        for start in range(0, rounds - 2**level + 1, 2**level)
+    ]
+    prefixes = []
+    for length in range(1, rounds + 1):
+        known = np.array([node if not node[length:].any() else 0 * node for node in nodes])
+        prefix = (np.arange(rounds) < length).astype(float)
+        prefixes.append(np.linalg.pinv(known.T) @ prefix)
+    rows = running_mean(rounds, momentum) @ np.array(prefixes)
+    expected = math.sqrt((rows**2).sum(axis=1).mean())
+    assert tree_prefix_error(rounds=rounds, momentum=momentum) == pytest.approx(expected, rel=1e-8)
+
+
 @pytest.mark.parametrize(("rounds", "bands", "gain"), [(100, 10, 2.3), (1000, 100, 5.9)])
 def test_bands_gain_what_the_field_notes_say_over_independent_noise(rounds, bands, gain):
     """Both without any sampling assumed: independent noise is one band, in every round."""

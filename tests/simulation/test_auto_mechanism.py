@@ -37,7 +37,7 @@ def run(tmp_path_factory):
 def test_the_run_keeps_what_was_chosen_and_why(run):
     kept = load_plan(run.folder / "plan.toml")
     assert kept.privacy.mechanism == "banded" and kept.clients.sampling == "min_separation"
-    assert kept.privacy.chosen_because.startswith("least error")
+    assert kept.privacy.chosen_because.startswith("least noise")
     assert 0.99 * TARGET <= run.card.central_epsilon <= TARGET
     # The same open plan goes on with the same choice.
     assert simulate(auto_plan(), run.folder).rounds == 10

@@ -7,7 +7,7 @@ from plans import correlated_plan, digits_plan
 
 from tf_dpfl.privacy.accounting import central_epsilon
 from tf_dpfl.privacy.calibration import calibrate_plan
-from tf_dpfl.privacy.choice import prefix_error
+from tf_dpfl.privacy.choice import model_error
 from tf_dpfl.privacy.mechanism import mechanism_of_plan
 from tf_dpfl.protocol.errors import PlanError
 from tf_dpfl.protocol.plan import plan_from_dict, plan_to_dict
@@ -134,9 +134,9 @@ def test_bands_are_those_of_the_least_error():
     for bands in range(1, POISSON.server.rounds + 1):
         plan = correlated_plan("banded", rounds=POISSON.server.rounds, bands=bands)
         target = with_privacy(plan, target_epsilon=epsilon_of(POISSON))
-        others.append(prefix_error(by_name(target)["server-banded"].plan))
+        others.append(model_error(by_name(target)["server-banded"].plan))
     # Solved to 1 % of epsilon each.
-    assert prefix_error(found) <= min(others) * 1.02
+    assert model_error(found) <= min(others) * 1.02
 
 
 def test_example_level_plans_name_the_user_level_variants():

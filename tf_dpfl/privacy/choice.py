@@ -1,7 +1,7 @@
 """Which mechanism disturbs the training least: candidates of a plan, and their errors.
 
-What is compared is the error of the prefix sums: the server's model is the sum
-of all averages so far, so the noise in that sum is the noise in the model.
+What is compared is the noise in the server's models: the sums of all averages so far,
+or with momentum their running means, which noise that changes its sign leaves sooner.
 """
 
 from __future__ import annotations
@@ -46,23 +46,25 @@ def _with(plan: Plan, *, mechanism: str, sampling: str, bands: int | None = None
     )
 
 
-def prefix_error(plan: Plan) -> float:
-    """Root mean square deviation of the noise in the sums over rounds 1 to t, t to the last.
+def model_error(plan: Plan) -> float:
+    """Root mean square deviation of the noise in the models of rounds 1 to the last.
 
-    Per weight, on the sum of updates, in clip norms; for a plan with a noise multiplier.
+    Per weight, on the sum of updates, in clip norms and up to the server's rate; for a plan
+    with a noise multiplier. Adam counts as momentum by its `beta_1`.
     """
-    rounds = plan.server.rounds
+    server = plan.server
+    smoothing = {"sgd": 0.0, "momentum": server.momentum, "adam": server.beta_1}
+    momentum = smoothing[server.optimizer]
     if plan.privacy.mechanism == "tree":
-        error = tree_prefix_error(rounds=rounds)
-    elif plan.privacy.mechanism == "banded":
-        error = banded_prefix_error(bands=plan.bands, rounds=rounds)
-    else:
-        error = math.sqrt((rounds + 1) / 2)
+        error = tree_prefix_error(rounds=server.rounds, momentum=momentum)
+    else:  # independent noise has one band
+        bands = plan.bands if plan.privacy.mechanism == "banded" else 1
+        error = banded_prefix_error(bands=bands, rounds=server.rounds, momentum=momentum)
     return plan.privacy.calibrated_noise_multiplier * error
 
 
 def last_error(plan: Plan) -> float:
-    """Deviation of the noise in the sum over all rounds; otherwise as `prefix_error`.
+    """Deviation of the noise in the sum over all rounds; otherwise as `model_error`.
 
     Of the updates alone, where adaptive clipping releases a count too.
     """
@@ -77,18 +79,18 @@ def last_error(plan: Plan) -> float:
 
 
 def with_least_error(calibrated: Sequence[Plan], *, target_epsilon: float) -> Plan:
-    """The plan of the least prefix error, and its `chosen_because`.
+    """The plan of the least model error, and its `chosen_because`.
 
     Args:
       calibrated: candidates, each with the noise that gives `target_epsilon`; one at least.
       target_epsilon: for the words alone.
     """
-    ranked = sorted(calibrated, key=prefix_error)
+    ranked = sorted(calibrated, key=model_error)
     best = ranked[0]
-    errors = ", ".join(f"{_name(plan)} {prefix_error(plan):.4g}" for plan in _best_of_each(ranked))
+    errors = ", ".join(f"{_name(plan)} {model_error(plan):.4g}" for plan in _best_of_each(ranked))
     clients = best.clients
     reason = (
-        f"least error of the sums over rounds, in clip norms: {errors}; at epsilon "
+        f"least noise in the models of all rounds, in clip norms: {errors}; at epsilon "
         f"{target_epsilon:g}, delta {best.privacy.delta:g}, {best.server.rounds} rounds, "
         f"{clients.clients_per_round} of {clients.population} users a round"
     )

@@ -12,6 +12,7 @@ common row (Choquette-Choo et al. 2306.08153).
 from __future__ import annotations
 
 import math
+from itertools import accumulate
 
 import numpy as np
 from numpy.typing import NDArray
@@ -52,13 +53,16 @@ def banded_sensitivity(*, bands: int, separation: int, rounds: int) -> float:
     return math.sqrt(float(of_row @ of_row) + later_rows * float(of_row[-1]) ** 2)
 
 
-def banded_prefix_error(*, bands: int, rounds: int) -> float:
+def banded_prefix_error(*, bands: int, rounds: int, momentum: float = 0.0) -> float:
     """Root mean square, over rounds, of the deviation of the released prefix sums.
 
     In deviations of the independent draws: the rows of A C^-1, whose entries are the
-    prefix sums of the series of 1 / c.
+    prefix sums of the series of 1 / c. With `momentum` b in [0, 1), of what a server with
+    momentum makes of them: its model is, up to its rate, their running mean, in which the
+    sum s rounds ago weighs (1 - b) b^s (the workload of 2202.08312, section 5).
     """
-    return math.sqrt(float(_prefix_variances(bands=bands, rounds=rounds).mean()))
+    variances = _prefix_variances(bands=bands, rounds=rounds, momentum=momentum)
+    return math.sqrt(float(variances.mean()))
 
 
 def banded_last_error(*, bands: int, rounds: int) -> float:
@@ -66,8 +70,11 @@ def banded_last_error(*, bands: int, rounds: int) -> float:
     return math.sqrt(float(_prefix_variances(bands=bands, rounds=rounds)[-1]))
 
 
-def _prefix_variances(*, bands: int, rounds: int) -> Float64:
+def _prefix_variances(*, bands: int, rounds: int, momentum: float = 0.0) -> Float64:
     of_prefix = np.cumsum(inverse_series(banded_coefficients(bands), length=rounds))
+    if momentum > 0:
+        means = accumulate(of_prefix, lambda mean, new: momentum * mean + new, initial=0.0)
+        of_prefix = (1 - momentum) * np.array(list(means)[1:])
     # Row t of a lower Toeplitz matrix holds the first t + 1 of them.
     variances: Float64 = np.cumsum(of_prefix**2)
     return variances

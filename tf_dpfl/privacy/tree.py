@@ -11,6 +11,8 @@ from __future__ import annotations
 import math
 from functools import lru_cache
 
+import numpy as np
+
 
 def tree_sensitivity(*, separation: int, rounds: int) -> float:
     """L2 norm of what one user adds to all nodes complete after `rounds` rounds.
@@ -24,19 +26,38 @@ def tree_sensitivity(*, separation: int, rounds: int) -> float:
     return math.sqrt(_squared_sensitivities(separation, longest)[rounds])
 
 
-def tree_prefix_error(*, rounds: int) -> float:
+@lru_cache(maxsize=8)
+def tree_prefix_error(*, rounds: int, momentum: float = 0.0) -> float:
     """Root mean square, over rounds, of the deviation of the released prefix sums.
 
     In deviations of a node's noise. A prefix is a sum of one complete tree for each binary
-    digit of its length; a tree of level l, estimated from all its nodes, has the
-    variance 1 / (2 - 2^-l) (Honaker 2015).
+    digit of its length; a tree is estimated from all its nodes (Honaker 2015). With
+    `momentum`, of the sums' running mean (`factorisation.banded_prefix_error`).
     """
+    levels = rounds.bit_length()
+    own, below = [1.0], [0.0]  # of a tree's estimate: its own node's share, its halves'
+    variance = 1.0
+    for _ in range(1, levels):
+        halves = 2 * variance
+        variance = halves / (1 + halves)
+        own.append(variance)
+        below.append(1 - variance)
+    # By level: the weight of each node's noise in the running mean.
+    nodes = [np.zeros(rounds >> level) for level in range(levels)]
     total = 0.0
-    for level in range(rounds.bit_length()):
-        half, whole = 1 << level, 2 << level
-        # How many of the numbers 1 to `rounds` have this binary digit.
-        count = (rounds + 1) // whole * half + max(0, (rounds + 1) % whole - half)
-        total += count / (2 - 2.0**-level)
+    for prefix in range(1, rounds + 1):
+        for of_level in nodes:
+            of_level *= momentum
+        start = 0
+        for level in reversed(range(levels)):
+            if not prefix >> level & 1:
+                continue
+            end, share = start + (1 << level), 1 - momentum
+            for lower in range(level, -1, -1):
+                nodes[lower][start >> lower : end >> lower] += share * own[lower]
+                share *= below[lower]
+            start = end
+        total += sum(float(of_level @ of_level) for of_level in nodes)
     return math.sqrt(total / rounds)
 
 
