@@ -1,6 +1,7 @@
 """Whole searches: their table, their files, resumption after a kill, what is kept apart."""
 
 import json
+import shutil
 import signal
 import subprocess
 import sys
@@ -166,6 +167,20 @@ def stop(event):
 tune(load_plan(sys.argv[1]), ["learning_rate=0.1,0.3"], sys.argv[2], data_is="private", folds=2,
      score_noise=2.0, seed=5, on_event=stop)
 """
+
+
+def test_the_best_try_is_scored_again_where_its_score_was_lost(finished, data, tmp_path):
+    """Its run says by then how it was found, and is the run of that try still."""
+    result, _ = finished
+    folder = tmp_path / "copy"
+    shutil.copytree(result.folder, folder)
+    scores = folder / "tries" / "scores.jsonl"
+    best = result.ranking[0].number
+    kept = [line for line in scores.read_text().splitlines() if json.loads(line)["try"] != best]
+    scores.write_text("".join(f"{line}\n" for line in kept))
+    again = tune(PLAN, OVER, folder, data_is="private", points=2, data=data)
+    assert again.ranking == result.ranking and len(kept) == 3
+    assert load_plan(again.best_run / "plan.toml") == result.best_plan
 
 
 @pytest.mark.slow

@@ -9,6 +9,7 @@ import os
 import re
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
+from itertools import zip_longest
 from pathlib import Path
 from typing import Any
 
@@ -227,10 +228,8 @@ def _check_same_plan(path: Path, plan: Plan) -> None:
     except PlanError as error:
         raise StateError(f"a run begun with another plan: {error.faults[0]}") from None
     if begun != plan:  # keys that came later are not in an older release's file
-        old = plan_to_toml(begun)
-        changed = [
-            f"{a!r} is now {b!r}" for a, b in zip(old.splitlines(), new.splitlines()) if a != b
-        ]
+        lines = zip_longest(plan_to_toml(begun).splitlines(), new.splitlines(), fillvalue="")
+        changed = [f"{a!r} is now {b!r}" for a, b in lines if a != b]
         raise StateError(
             f"{path}: was begun with another plan ({'; '.join(changed)}); "
             "use the old plan or a new folder"

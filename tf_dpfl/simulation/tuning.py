@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import time
 from collections.abc import Mapping, Sequence
@@ -13,10 +14,10 @@ import tensorflow as tf
 
 from tf_dpfl.data.federated import FederatedData, load_federated_data
 from tf_dpfl.privacy.tuning_cost import SearchCost
-from tf_dpfl.protocol.errors import DataError
+from tf_dpfl.protocol.errors import DataError, PlanError
 from tf_dpfl.protocol.files import write_atomically
 from tf_dpfl.protocol.plan import Plan
-from tf_dpfl.protocol.plan_files import plan_to_toml
+from tf_dpfl.protocol.plan_files import load_plan, plan_to_toml
 from tf_dpfl.protocol.tuning_section import Tuning
 from tf_dpfl.simulation.report import write_report
 from tf_dpfl.simulation.run_folder import PLAN_FILE, open_run
@@ -241,6 +242,7 @@ class _Tries:
             limit = training.clients.examples_per_client
             split = split_off(self.data, held_out, limit=limit)
             data = split.training
+        _take_back(run, training)
         result = simulate(
             training,
             run,
@@ -265,6 +267,14 @@ def _tell_run(run: Path, plan: Plan) -> None:
     with open_run(run, plan, seed=None) as folder:
         card = RunLedger(folder, plan, rounds_done=plan.server.rounds).write_card()
         write_report(folder.report_file, folder.read_metrics(), card)
+
+
+def _take_back(run: Path, plan: Plan) -> None:
+    """A run that was told how it was found, and is scored again, is the run of `plan` still."""
+    file = run / PLAN_FILE
+    with contextlib.suppress(PlanError):  # of a damaged file, which `simulate` names
+        if file.exists() and replace(load_plan(file), tuning=plan.tuning) == plan:
+            write_atomically(file, plan_to_toml(plan).encode())
 
 
 def _finish(
