@@ -18,6 +18,8 @@ from tf_dpfl.privacy.accounting import central_epsilon
 from tf_dpfl.privacy.mechanism import mechanism_of_plan
 from tf_dpfl.protocol.errors import DataError, PlanError, StateError
 from tf_dpfl.protocol.plan_files import load_plan, plan_to_toml
+from tf_dpfl.protocol.tuning_section import UNSTATED
+from tf_dpfl.simulation.run_folder import open_run
 from tf_dpfl.simulation.tuning import tune
 from tf_dpfl.simulation.tuning_folder import open_search
 from tf_dpfl.simulation.tuning_plans import search_of
@@ -167,6 +169,16 @@ def stop(event):
 tune(load_plan(sys.argv[1]), ["learning_rate=0.1,0.3"], sys.argv[2], data_is="private", folds=2,
      score_noise=2.0, seed=5, on_event=stop)
 """
+
+
+def test_a_run_does_not_go_on_without_what_it_says_of_its_search(finished):
+    result, _ = finished
+    bare = replace(result.best_plan, tuning=UNSTATED)
+    with (
+        pytest.raises(StateError, match=r"'\[tuning\]' is now ''"),
+        open_run(result.best_run, bare, seed=None),
+    ):
+        pass
 
 
 def test_the_best_try_is_scored_again_where_its_score_was_lost(finished, data, tmp_path):
