@@ -146,6 +146,22 @@ def test_every_round_has_the_clip_norm_it_was_told(tmp_path: Path, client_files:
     assert [detail["clip_norm"] for detail in trained] == told
 
 
+@pytest.mark.parametrize("until", ["trained", "charged"])
+def test_a_round_asked_for_again_with_another_norm_gets_the_report_it_had(
+    tmp_path: Path, client_files: Path, until: str
+) -> None:
+    """Two reports of one round with two norms would tell more than the ledger holds."""
+    bench = Bench(tmp_path, TestServer(silent(client_files), rounds=1))
+    bench.server.told = {"clip_norm": 0.125}
+    bench.run(until=until)
+    kept = (bench.state / "outbox" / "round_000001.bin").read_bytes()
+    bench.server.told = {"clip_norm": 1024.0}
+    session = bench.run()
+    assert [body for *_, body in bench.server.arrived] == [kept]
+    norm = np.linalg.norm(np.frombuffer(kept, "<f4")[:-1].astype(np.float64))
+    assert norm == pytest.approx(0.125, rel=1e-4) and session.ledger.count == 1
+
+
 def test_the_half_is_nowhere_but_in_the_noised_report(tmp_path: Path, client_files: Path) -> None:
     """Neither events nor files of the device hold anything but its report's bytes."""
     bench = Bench(tmp_path, TestServer(adapting(client_files), rounds=1))

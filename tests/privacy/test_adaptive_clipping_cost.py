@@ -94,3 +94,23 @@ def test_the_card_says_that_the_noise_multiplier_counts_both_releases():
 def test_the_words_fit_wherever_the_noise_is_added(noise):
     text = privacy_card(adaptive(noise=noise), rounds_done=1).to_text()
     assert f"added by the {noise}" in " ".join(text.split())
+
+
+def test_the_card_trusts_the_server_to_name_all_devices_one_clip_norm():
+    """Shares that follow another norm than the victim's would leave it its own share alone."""
+    said = "names all devices of a round one clip norm"
+    for plan, is_said in (
+        (adaptive(noise_multiplier=1.0), True),
+        (adaptive(noise_multiplier=1.0, noise="server"), False),
+        (small_plan(), False),
+    ):
+        card = privacy_card(plan, rounds_done=0, sampling_enforced_by="the test")
+        assert (said in card.to_json()["trust"]) is is_said
+
+
+def test_the_card_says_what_the_neighbour_adds_to_the_count():
+    """Zeroed out is the +-1/2 too: as a report of a zero update it would move the count by 1."""
+    plan = adaptive(noise_multiplier=1.0)
+    card = privacy_card(plan, rounds_done=0, sampling_enforced_by="the test")
+    for column in (card.to_json()["central"], card.to_json()["central"]["if_cohorts_are_known"]):
+        assert column["adjacency"].endswith("nothing to the count of unclipped updates")

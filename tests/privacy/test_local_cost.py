@@ -139,6 +139,31 @@ def test_the_preflight_speaks_of_the_local_target_that_would_do():
     assert preflight(asking(advised), weights=2000).signal_to_noise == pytest.approx(3, rel=0.01)
 
 
+def test_the_preflight_advises_nothing_that_changes_nothing():
+    """Where something else than the local target decides the noise, a larger one leaves it."""
+    plan = asking(300.0, privacy={"target_epsilon": 0.5})
+    assert not card_of(plan).local_cost.decides
+    slightly = preflight(plan, weights=card_of(plan).local_cost.most_weights_heard + 1).warning
+    assert "privacy.noise_multiplier=" in slightly and "local_epsilon" not in slightly
+    louder = asking(2.0).with_noise_multiplier(1.1 * asking(2.0).privacy.noise_multiplier)
+    much = preflight(louder, weights=2000).warning
+    noise = float(much.split("privacy.noise_multiplier=")[1].split()[0])
+    local = float(much.split("privacy.target_local_epsilon=")[1].split()[0])
+    advised = small_plan(privacy={"noise_multiplier": noise, "target_local_epsilon": local})
+    assert preflight(advised, weights=2000).signal_to_noise == pytest.approx(3, rel=0.01)
+
+
+def test_the_noise_in_every_average_is_that_of_the_updates():
+    """Beside a count the updates' noise is above the plan's multiplier, out of proportion."""
+    adapting = {"adaptive_clipping": True, "clip_count_stddev": 60.0}
+    plan = asking(0.5, privacy=adapting)
+    alone = small_plan(privacy={"noise_multiplier": None, "target_epsilon": 0.5, **adapting})
+    for_models = calibrate_plan(alone)
+    times = plan.noise_multiplier_of_updates / for_models.noise_multiplier_of_updates
+    assert times > 1.05 * plan.privacy.noise_multiplier / for_models.privacy.noise_multiplier
+    assert card_of(plan).local_cost.times_the_noise == pytest.approx(times)
+
+
 def test_examples_have_a_price_in_noise_and_none_in_weights():
     plan = asking(2.0, privacy={"unit": "example", "delta": 1e-6})
     cost = card_of(plan).local_cost

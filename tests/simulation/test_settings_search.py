@@ -18,6 +18,8 @@ from tf_dpfl.privacy.accounting import central_epsilon
 from tf_dpfl.privacy.mechanism import mechanism_of_plan
 from tf_dpfl.protocol.errors import DataError, PlanError, StateError
 from tf_dpfl.protocol.plan_files import load_plan, plan_to_toml
+from tf_dpfl.protocol.tuning_section import UNSTATED
+from tf_dpfl.simulation.run_folder import open_run
 from tf_dpfl.simulation.tuning import tune
 from tf_dpfl.simulation.tuning_folder import open_search
 from tf_dpfl.simulation.tuning_plans import search_of
@@ -169,6 +171,30 @@ tune(load_plan(sys.argv[1]), ["learning_rate=0.1,0.3"], sys.argv[2], data_is="pr
 """
 
 
+def test_a_run_does_not_go_on_without_what_it_says_of_its_search(finished):
+    result, _ = finished
+    bare = replace(result.best_plan, tuning=UNSTATED)
+    with (
+        pytest.raises(StateError, match=r"'\[tuning\]' is now ''"),
+        open_run(result.best_run, bare, seed=None),
+    ):
+        pass
+
+
+def test_the_best_try_is_scored_again_where_its_score_was_lost(finished, data, tmp_path):
+    """Its run says by then how it was found, and is the run of that try still."""
+    result, _ = finished
+    folder = tmp_path / "copy"
+    shutil.copytree(result.folder, folder)
+    scores = folder / "tries" / "scores.jsonl"
+    best = result.ranking[0].number
+    kept = [line for line in scores.read_text().splitlines() if json.loads(line)["try"] != best]
+    scores.write_text("".join(f"{line}\n" for line in kept))
+    again = tune(PLAN, OVER, folder, data_is="private", points=2, data=data)
+    assert again.ranking == result.ranking and len(kept) == 3
+    assert load_plan(again.best_run / "plan.toml") == result.best_plan
+
+
 @pytest.mark.slow
 def test_a_killed_search_goes_on_to_the_same_table(tmp_path, data):
     options = {"data_is": "private", "folds": 2, "score_noise": 2.0, "seed": 5, "data": data}
@@ -304,19 +330,6 @@ def test_scores_survive_a_torn_line_and_damage_is_named(tmp_path):
         file.write_text('{"try": 2}\n' + file.read_text())
         with pytest.raises(StateError, match="scores.jsonl:1"):
             folder.scores()
-
-
-def test_the_best_try_can_be_scored_again(finished, tmp_path, data):
-    """Its run says how it was found, which it did not when it was begun."""
-    result, _ = finished
-    folder = tmp_path / "copy"
-    shutil.copytree(result.folder, folder)
-    file, best = folder / "tries" / "scores.jsonl", result.ranking[0].number
-    lines = file.read_text().splitlines(keepends=True)
-    file.write_text("".join(line for line in lines if json.loads(line)["try"] != best))
-    again = tune(PLAN, OVER, folder, data_is="private", points=2, seed=5, data=data)
-    assert again.ranking == result.ranking
-    assert load_plan(again.best_run / "plan.toml") == again.best_plan == result.best_plan
 
 
 def test_a_range_of_what_changes_the_cost_is_refused_for_private_random_search(tmp_path, data):

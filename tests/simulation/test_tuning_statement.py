@@ -96,6 +96,30 @@ def test_what_the_author_said_stays_beside_a_search():
     assert best_of(own)[0].tuning.how == "as in the paper"
 
 
+@pytest.mark.parametrize("data", ["private", "unstated"])
+def test_a_public_search_makes_no_public_choice_of_what_was_tried_on_users(data):
+    own = replace(PLAN, tuning=Tuning(how="rates from twenty runs", data=data))
+    best, _ = best_of(own, data_is="public")
+    again, _ = best_of(best, "clip_norm=0.7,0.8", data_is="synthetic")
+    for plan in (best, again):
+        card = card_of(plan)
+        said = "says besides: rates from twenty runs; no number of this card covers that"
+        assert said in card.tuning.in_words() and plan.tuning.how_data == data
+        (line,) = (line for line in card.not_covered if "by trying them" in line)
+        assert "rates from twenty runs" in line
+
+
+def test_the_price_of_an_earlier_search_is_not_given_to_a_later_one():
+    first, _ = best_of(PLAN, "clip_norm=0.1..1", method="random", mean_tries=4.0)
+    second, _ = best_of(first, "clip_norm=0.7,0.8", data_is="public")
+    words = card_of(second).tuning.in_words()
+    assert "it costs these users none, and what came before it costs what is stated below" in words
+    third, _ = best_of(first, "clip_norm=0.7,0.8")
+    for plan in (second, third):
+        against = card_of(plan).to_json()["tuning"]["cost"]["against"]
+        assert "of a random search its best try alone" in against
+
+
 def test_an_earlier_search_without_noise_stays_infinite():
     first, cost = best_of(PLAN.with_noise_multiplier(0.0))
     assert cost.epsilon == math.inf and first.tuning.epsilon is None

@@ -18,10 +18,12 @@ _SHARES_ON_DEVICES = (
 _SERVER = "central, with a trusted server; no local privacy"
 
 _TRUST_DEVICES = (
-    "for the central numbers, that the server draws cohorts and closes rounds as stated, and that "
-    "devices add their share of the noise and keep it to themselves (one that does not takes its "
-    "share off); for the local column nobody but one's own device"
+    "for the central numbers, that the server draws cohorts and closes rounds as stated{names}, "
+    "and that devices add their share of the noise and keep it to themselves (one that does not "
+    "takes its share off); for the local column nobody but one's own device"
 )
+# A share that follows a smaller clip norm than another device's hides less of that one.
+_NAMES_ONE_CLIP_NORM = " and names all devices of a round one clip norm"
 _TRUST_STEPS = (
     "for the central numbers, that the server draws cohorts as stated; no other device; for the "
     "local column nobody but one's own device"
@@ -43,7 +45,9 @@ def trust_of(privacy: Privacy) -> str:
     """Whom the numbers trust, and to do what."""
     if privacy.unit == "example":
         return _TRUST_STEPS
-    return _TRUST_DEVICES if privacy.noise == "device" else _TRUST_SERVER
+    if privacy.noise != "device":
+        return _TRUST_SERVER
+    return _TRUST_DEVICES.format(names=_NAMES_ONE_CLIP_NORM if privacy.adaptive_clipping else "")
 
 
 def accesses_of(*, rounds: int, prior_rounds: int) -> str:

@@ -74,31 +74,50 @@ class TuningStatement:
     def not_covered(self) -> list[str]:
         """What no number covers of how the settings were chosen."""
         tuning = self._tuning
-        if tuning.by_search or (tuning.how and tuning.needs_no_cost):
-            return [TUNING_BESIDE]
-        if tuning.how:
+        if tuning.how and not tuning.says_how_for_nothing:
             return [f"{TUNING}; the plan says of it: {tuning.how}"]
-        return [TUNING]
+        return [TUNING_BESIDE if tuning.how or tuning.by_search else TUNING]
 
     def in_words(self) -> str:
         """How the settings were chosen, without any epsilon."""
         tuning = self._tuning
         on = f"on {tuning.data} data, as was said to it"
-        free = f"on {tuning.data} data, as it says: that costs these users nothing"
         if tuning.by_search:
             judged = f"{tuning.folds} folds of users" if tuning.folds else "the test split"
-            cost = "its cost is stated below" if tuning.is_charged else "it costs these users none"
+            cost = "its cost is stated below"
+            if tuning.needs_no_cost:
+                cost = "it costs these users none"
+                if tuning.is_charged:
+                    cost += ", and what came before it costs what is stated below"
             said = f"{self._tries()} over {tuning.over}, judged on {judged}, {on}: {cost}"
             earlier = f"; before that: {tuning.earlier}" if tuning.earlier else ""
-            own = f". The plan's author says besides: {tuning.how}" if tuning.how else ""
+            own = f". The plan's author says besides: {self._how()}" if tuning.how else ""
             return f"chosen by dpfl tune, {said}{earlier}{own}"
         if tuning.how:
-            covered = free if tuning.needs_no_cost else "no number of this card covers that"
-            return f"chosen as the plan's author says: {tuning.how}; {covered}"
+            return f"chosen as the plan's author says: {self._how()}"
         return (
             "how they were chosen is not stated ([tuning] in the plan would say it), and no number "
             "of this card covers trying them on users"
         )
+
+    def _how(self) -> str:
+        """The author's own words, and whether a number covers them."""
+        tuning = self._tuning
+        if not tuning.says_how_for_nothing:
+            return f"{tuning.how}; no number of this card covers that"
+        data = tuning.how_data if tuning.by_search else tuning.data
+        return f"{tuning.how}; on {data} data, as it says: that costs these users nothing"
+
+    def _published(self) -> str:
+        """What the price covers."""
+        grid, random = "all of its tries", "its best try alone"
+        if self._tuning.earlier:
+            return (
+                f"what the searches for the settings published: of a grid search {grid}, of a "
+                f"random search {random}"
+            )
+        published = grid if self._tuning.method == "grid" else random
+        return f"what the search for the settings published: {published}"
 
     def _tries(self) -> str:
         tuning = self._tuning
@@ -132,9 +151,7 @@ class TuningStatement:
         relation = ZERO_OUT if ZERO_OUT in (tuning.adjacency, self.relation) else tuning.adjacency
         words = words_of(replace(self.plan.privacy, unit=tuning.unit))
         return {
-            "against": "whoever sees what the search for the settings published: "
-            + ("all of its tries" if tuning.method == "grid" else "its best try alone")
-            + ", and this plan",
+            "against": f"whoever sees {self._published()}, and this plan",
             "epsilon": finite_or_none(self.epsilon),
             "epsilon_text": epsilon_text(self.epsilon),
             "epsilon_with_this_training": None if total is None else finite_or_none(total[0]),
@@ -167,6 +184,7 @@ class TuningStatement:
             "",
             f"Against {cost['against']}:",
             *([f"  ! {SEEDED}"] if self._tuning.seeded else []),
-            f"  epsilon {cost['epsilon_text']} at delta {cost['delta']:g} for the search; {total}",
+            f"  epsilon {cost['epsilon_text']} at delta {cost['delta']:g} for "
+            f"{'all searches' if self._tuning.earlier else 'the search'}; {total}",
             *(f"  {key}: {cost[key]}" for key in ("unit", "adjacency", "sampling", "accountant")),
         ]

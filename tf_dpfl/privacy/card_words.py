@@ -123,7 +123,15 @@ _RELEASED_ADAPTIVELY = "the clip norm of each round, and " + _USER.released
 def _adaptive(words: Words) -> Words:
     """The same with a clip norm that follows the users' norms."""
     mechanism = words.mechanism.replace(_MECHANISM_OF_USERS, _CLIPPED_ADAPTIVELY)
-    return replace(words, mechanism=mechanism, released=_RELEASED_ADAPTIVELY)
+    zero_out = (
+        f"{words.relations[ZERO_OUT]}, and then adds nothing to the count of unclipped updates"
+    )
+    return replace(
+        words,
+        mechanism=mechanism,
+        released=_RELEASED_ADAPTIVELY,
+        relations={**words.relations, ZERO_OUT: zero_out},
+    )
 
 
 _SEPARATION = (

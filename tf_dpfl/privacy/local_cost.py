@@ -14,11 +14,8 @@ from typing import Any
 from tf_dpfl.privacy.calibration import noise_of_central_target
 from tf_dpfl.privacy.preflight import DROWNED_BELOW, HEARD_FROM, most_weights
 from tf_dpfl.protocol.errors import PlanError
-from tf_dpfl.protocol.local_target import least_noise_multiplier
+from tf_dpfl.protocol.local_target import is_least_noise
 from tf_dpfl.protocol.plan import Plan
-
-# Solved noise is above the least by a rounding; what somebody wrote is not that close to it.
-_DECIDES_WITHIN = 1e-6
 
 
 @dataclass(frozen=True)
@@ -32,6 +29,8 @@ class LocalCost:
       noise_multiplier: the plan's.
       noise_multiplier_for_models: with which the released models alone would have that epsilon,
         all rounds together; None where no plan can have it.
+      times_the_noise: how many times the noise that is in every average; None as above, or
+        where adaptive clipping leaves that noise no room for its count.
       most_weights_heard: of a model that is still heard over the noise (`preflight`); None for
         the unit "example".
       weights_drowned: from so many on, noise outweighs all that users can say together.
@@ -41,15 +40,9 @@ class LocalCost:
     decides: bool
     noise_multiplier: float
     noise_multiplier_for_models: float | None
+    times_the_noise: float | None
     most_weights_heard: int | None
     weights_drowned: int | None
-
-    @property
-    def times_the_noise(self) -> float | None:
-        """The noise in every average, over what it would be with the released models in mind."""
-        if not self.noise_multiplier_for_models:
-            return None
-        return self.noise_multiplier / self.noise_multiplier_for_models
 
     def to_json(self) -> dict[str, Any]:
         """Entries of the card's local column, which names delta and the other terms."""
@@ -107,13 +100,15 @@ def local_cost(plan: Plan) -> LocalCost | None:
     if asked is None:
         return None
     noise = plan.privacy.calibrated_noise_multiplier
+    for_models = _noise_for_models(plan, asked)
     heard = most_weights(plan, signal_to_noise=HEARD_FROM)
     audible = most_weights(plan, signal_to_noise=DROWNED_BELOW)
     return LocalCost(
         asked=asked,
-        decides=noise <= least_noise_multiplier(plan) * (1 + _DECIDES_WITHIN),
+        decides=is_least_noise(plan),
         noise_multiplier=noise,
-        noise_multiplier_for_models=_noise_for_models(plan, asked),
+        noise_multiplier_for_models=for_models,
+        times_the_noise=None if for_models is None else _times_the_noise(plan, for_models),
         most_weights_heard=heard,
         weights_drowned=None if audible is None else audible + 1,
     )
@@ -123,5 +118,14 @@ def local_cost(plan: Plan) -> LocalCost | None:
 def _noise_for_models(plan: Plan, epsilon: float) -> float | None:
     try:
         return noise_of_central_target(plan, epsilon)
+    except PlanError:
+        return None
+
+
+def _times_the_noise(plan: Plan, noise_multiplier: float) -> float | None:
+    """Noise on the updates, over what it would be with another noise multiplier."""
+    quieter = plan.with_noise_multiplier(noise_multiplier)
+    try:
+        return plan.noise_multiplier_of_updates / quieter.noise_multiplier_of_updates
     except PlanError:
         return None

@@ -14,12 +14,16 @@ from tf_dpfl.privacy.accounting import central_epsilon
 from tf_dpfl.privacy.choice import last_error
 from tf_dpfl.privacy.mechanism import mechanism_of_plan
 from tf_dpfl.protocol.local_privacy import local_epsilon
+from tf_dpfl.protocol.local_target import is_least_noise
 from tf_dpfl.protocol.plan import Plan
 
 # Below 1 noise outweighs anything that users can say together; from 3 on, real users,
 # who do not all pull one way, have been seen to be heard (docs/privacy.md has the table).
 DROWNED_BELOW = 1.0
 HEARD_FROM = 3.0
+
+# Three digits of this many times a number are not below it.
+_ROUNDED_UP = 1.005
 
 
 @dataclass(frozen=True)
@@ -73,12 +77,9 @@ def _warning(plan: Plan, ratio: float) -> str:
         expect = "the model can not learn: the noise outweighs all that users can say together"
     else:
         expect = "the model will learn little: the noise is nearly as large as what users can say"
-    quieter = plan.with_noise_multiplier(privacy.calibrated_noise_multiplier / missing)
-    if privacy.target_local_epsilon is None:
-        change = f"privacy.noise_multiplier={quieter.privacy.noise_multiplier:.3g}"
-    else:  # a device would refuse less noise for what the plan asks
-        change = f"privacy.target_local_epsilon={local_epsilon(quieter, reports=1):.3g}"
-    ways = [f"{change} (epsilon {_epsilon(quieter):.3g})"]
+    noise = float(f"{privacy.calibrated_noise_multiplier / missing:.3g}")
+    quieter = plan.with_noise_multiplier(noise)
+    ways = [f"{_change_to(quieter, plan)} (epsilon {_epsilon(quieter):.3g})"]
     cohort = math.ceil(clients.clients_per_round * missing)
     if cohort <= clients.population and not privacy.is_correlated:
         larger = replace(plan, clients=replace(clients, clients_per_round=cohort))
@@ -92,6 +93,17 @@ def _warning(plan: Plan, ratio: float) -> str:
         f"from {HEARD_FROM:g} on models have been seen to learn). What would change it: "
         + "; ".join(ways)
     )
+
+
+def _change_to(quieter: Plan, plan: Plan) -> str:
+    """What to write into `plan` for less noise; its local target must allow that."""
+    noise = f"privacy.noise_multiplier={quieter.privacy.noise_multiplier:.3g}"
+    asked, given = plan.privacy.target_local_epsilon, local_epsilon(quieter, reports=1)
+    if asked is None or given <= asked:
+        return noise
+    local = f"privacy.target_local_epsilon={given * _ROUNDED_UP:.3g}"
+    # In this order: on the command line a local target takes a noise multiplier away.
+    return local if is_least_noise(plan) else f"{local} and then {noise}"
 
 
 def _epsilon(plan: Plan) -> float:

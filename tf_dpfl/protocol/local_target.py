@@ -12,6 +12,9 @@ from typing import Any
 
 from tf_dpfl.protocol.gaussian import gaussian_noise_multiplier
 
+# Solved noise is above the least by a rounding; what somebody wrote is not that close to it.
+_LEAST_WITHIN = 1e-6
+
 
 def least_noise_multiplier(plan: Any) -> float:
     """Least `privacy.noise_multiplier` that gives the plan's `target_local_epsilon`.
@@ -27,6 +30,15 @@ def least_noise_multiplier(plan: Any) -> float:
     )
     of_clip_norm = 2 * noise_of_report
     return of_clip_norm if by_example else of_clip_norm * math.sqrt(privacy.smallest_cohort)
+
+
+def is_least_noise(plan: Any) -> bool:
+    """Whether the plan's noise is the least for its local target, to a rounding.
+
+    Then no central target, and nobody who wrote a noise multiplier, asks for more.
+    """
+    least = least_noise_multiplier(plan)
+    return bool(plan.privacy.noise_multiplier <= least * (1 + _LEAST_WITHIN))
 
 
 def faults_of_local_target(plan: Any) -> list[str]:

@@ -8,13 +8,16 @@ from typing import Any
 
 from tf_dpfl.protocol.checks import choice, flag, integer, number, text
 
+_OF_NOBODY = ("public", "synthetic")
+
 
 @dataclass(frozen=True)
 class Tuning:
     """How the settings were chosen: said by the plan's author, or written by `dpfl tune`.
 
     `how` is the author's own words, `data` whose data the choice was made on. All the rest is
-    written by `dpfl tune` (and changes no training): `method`, what it went `over`, how many
+    written by `dpfl tune` (and changes no training): `how_data` is whose data `how` is about,
+    `data` then being those of the search; `method`, what it went `over`, how many
     `tries` (of a random search on private data only `mean_tries`: the number is a secret that
     its price rests on), `folds` of users, and `earlier` searches in words.
 
@@ -26,6 +29,7 @@ class Tuning:
 
     how: str = text(default="")
     data: str = choice("unstated", "public", "synthetic", "private", default="unstated")
+    how_data: str = choice("unstated", "public", "synthetic", "private", default="unstated")
     method: str = choice("none", "grid", "random", default="none")
     over: str = text(default="")
     tries: int | None = integer(at_least=1, optional=True, default=None)
@@ -55,7 +59,12 @@ class Tuning:
     @property
     def needs_no_cost(self) -> bool:
         """Whether nobody who is to be protected is in the data of the last choice."""
-        return self.data in ("public", "synthetic")
+        return self.data in _OF_NOBODY
+
+    @property
+    def says_how_for_nothing(self) -> bool:
+        """Whether the author's own words are of data of nobody who is to be protected."""
+        return (self.how_data if self.by_search else self.data) in _OF_NOBODY
 
 
 UNSTATED = Tuning()
@@ -74,6 +83,10 @@ def faults_of_tuning(plan: Any) -> Iterable[str]:
             return [
                 "tuning: a cost and a number of tries are written by dpfl tune, with "
                 "tuning.method; say how the settings were chosen in tuning.how and tuning.data"
+            ]
+        if tuning.how_data != "unstated":
+            return [
+                "tuning.how_data is written by dpfl tune; whose data it was goes to tuning.data"
             ]
         return []
     name = f'tuning.method="{tuning.method}"'

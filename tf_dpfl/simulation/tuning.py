@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import time
 from collections.abc import Mapping, Sequence
@@ -13,7 +14,7 @@ import tensorflow as tf
 
 from tf_dpfl.data.federated import FederatedData, load_federated_data
 from tf_dpfl.privacy.tuning_cost import SearchCost
-from tf_dpfl.protocol.errors import DataError
+from tf_dpfl.protocol.errors import DataError, PlanError
 from tf_dpfl.protocol.files import write_atomically
 from tf_dpfl.protocol.plan import Plan
 from tf_dpfl.protocol.plan_files import load_plan, plan_to_toml
@@ -236,12 +237,12 @@ class _Tries:
 
         run, seed = self.folder.run_of(number, fold), self.folder.run_seed(number, fold)
         run.parent.mkdir(parents=True, exist_ok=True)
-        _untell_run(run, training)
         data = self.data
         if held_out is not None:
             limit = training.clients.examples_per_client
             split = split_off(self.data, held_out, limit=limit)
             data = split.training
+        _take_back(run, training)
         result = simulate(
             training,
             run,
@@ -268,13 +269,12 @@ def _tell_run(run: Path, plan: Plan) -> None:
         write_report(folder.report_file, folder.read_metrics(), card)
 
 
-def _untell_run(run: Path, plan: Plan) -> None:
-    """Takes back what `_tell_run` wrote, where a try whose score was lost is scored again."""
+def _take_back(run: Path, plan: Plan) -> None:
+    """A run that was told how it was found, and is scored again, is the run of `plan` still."""
     file = run / PLAN_FILE
-    if file.exists():
-        begun = load_plan(file)
-        if begun.tuning != plan.tuning:
-            write_atomically(file, plan_to_toml(replace(begun, tuning=plan.tuning)).encode())
+    with contextlib.suppress(PlanError):  # of a damaged file, which `simulate` names
+        if file.exists() and replace(load_plan(file), tuning=plan.tuning) == plan:
+            write_atomically(file, plan_to_toml(plan).encode())
 
 
 def _finish(

@@ -38,6 +38,7 @@ def tuning_of(
     earlier = search.plan.tuning
     found = Tuning(
         how=earlier.how,
+        how_data=earlier.how_data if earlier.by_search else earlier.data,
         data=search.data_is,
         method=search.method,
         over="; ".join(key.described() for key in search.keys),
