@@ -175,7 +175,7 @@ def test_a_run_does_not_go_on_without_what_it_says_of_its_search(finished):
     result, _ = finished
     bare = replace(result.best_plan, tuning=UNSTATED)
     with (
-        pytest.raises(StateError, match=r"'\[tuning\]' is now ''"),
+        pytest.raises(StateError, match=r"'\[tuning\]' is gone"),
         open_run(result.best_run, bare, seed=None),
     ):
         pass
