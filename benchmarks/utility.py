@@ -42,8 +42,10 @@ def main() -> int:
     args = parser.parse_args()
     if args.what in user_level.TABLES:
         for name in ("epsilon", "rate", "average"):
-            if getattr(args, name) is not None:
-                parser.error(f"--{name} is for {' and '.join(SUBJECTS)}")
+            if getattr(args, name) is not None and (args.what, name) != ("mechanisms", "epsilon"):
+                parser.error(f"--{name} is not for {args.what}")
+        if not set(args.epsilon or ()) <= set(user_level.RATES):
+            parser.error(f"--epsilon of mechanisms: {', '.join(map(str, user_level.RATES))}")
         return by_user(args)
     return by_example(args, parser)
 
@@ -52,7 +54,7 @@ def by_user(args: argparse.Namespace) -> int:
     """A guarantee for every user: rows of means over seeds, written as they come."""
     rows = []
     seeds = range(1, args.runs + 1)
-    for row in user_level.rows(args.what, seeds, held_out=args.held_out):
+    for row in user_level.rows(args.what, seeds, epsilons=args.epsilon, held_out=args.held_out):
         rows.append(row)
         write_json(rows, args.json)
     show([{key: value for key, value in row.items() if key != "card"} for row in rows])

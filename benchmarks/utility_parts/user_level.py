@@ -74,8 +74,13 @@ def adaptive_clip(first: float) -> dict[str, Any]:
     return {**_ADAM, **_ADAPTIVE, "privacy.clip_norm": first}
 
 
-def rows(what: str, seeds: Sequence[int], *, held_out: bool) -> Iterator[dict[str, Any]]:
-    """The rows of "user", "mechanisms" or "clipping", one by one as they are measured."""
+def rows(
+    what: str, seeds: Sequence[int], *, epsilons: Sequence[float] | None, held_out: bool
+) -> Iterator[dict[str, Any]]:
+    """The rows of "user", "mechanisms" or "clipping", one by one as they are measured.
+
+    `epsilons`: of "mechanisms"; None is all of them.
+    """
 
     def measured(name: str, changes: Mapping[str, Any], **more: Any) -> dict[str, Any]:
         stock = name == STOCK
@@ -87,7 +92,7 @@ def rows(what: str, seeds: Sequence[int], *, held_out: bool) -> Iterator[dict[st
             row = measured(f"epsilon {name}", changes, target=TARGETS[name])
             yield row | {"met": _word(row["mean"] >= row["target"])}
     elif what == "mechanisms":
-        for epsilon in RATES:
+        for epsilon in epsilons or RATES:
             found = {}
             for name in MECHANISMS:
                 found[name] = measured(name, with_mechanism(name, epsilon), target="-", met="-")
