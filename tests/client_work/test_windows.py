@@ -74,8 +74,14 @@ def test_a_short_run_is_copied_in_two_stages() -> None:
     assert [step.kind for step in steps].count("gather") == 1
 
 
-def test_windows_that_never_lie_side_by_side_are_gathered_twice() -> None:
+def test_a_few_windows_that_never_lie_side_by_side_are_sliced_one_by_one() -> None:
     steps = patch_steps([2, 20, 20, 1], Axis(20, 4, 5, 4, 1, 0), Axis(20, 4, 5, 4, 1, 0))
+    (slices,) = (step for step in steps if step.kind == "slices")
+    assert slices.argument.tolist() == [[0, 5], [4, 5], [8, 5], [12, 5]]
+
+
+def test_many_windows_that_never_lie_side_by_side_are_gathered_twice() -> None:
+    steps = patch_steps([2, 45, 45, 1], Axis(45, 11, 5, 4, 1, 0), Axis(45, 11, 5, 4, 1, 0))
     assert [step.kind for step in steps].count("gather") == 2
 
 

@@ -71,6 +71,14 @@ class Axis:
         """The same pixels one by one."""
         return list(range(self.padded))[self.reads(tap)]
 
+    def together(self, windows: int) -> Axis:
+        """Every `windows` neighbouring windows, which divide their number, as one."""
+        if windows == 1:
+            return self
+        kernel = self.kernel + (windows - 1) * self.stride
+        stride, outputs = windows * self.stride, self.outputs // windows
+        return Axis(self.size, outputs, kernel, stride, self.dilation, self.before)
+
     def runs(self, length: int) -> NDArray[np.int32]:
         """[outputs, kernel / length]: for each window the runs of `length` pixels it reads.
 
@@ -154,13 +162,13 @@ def rows_at_once(batch: int, places: int) -> tuple[int, int]:
 def _windows_side_by_side(runs: NDArray[np.int32]) -> list[NDArray[np.int64]] | None:
     """The windows over a row in groups, in each of which the next begins where one ends.
 
-    `runs` [windows, runs of one]; None where there are no such groups, or too many.
+    `runs` [windows, runs of one]; None where there are too many groups, or windows with gaps.
     """
     windows, size = runs.shape
     ahead = int(runs[1, 0] - runs[0, 0]) if windows > 1 else size
-    if size % ahead or size // ahead > _MOST_SLICES or runs[0, -1] - runs[0, 0] != size - 1:
+    groups = windows if size % ahead else min(size // ahead, windows)
+    if groups > _MOST_SLICES or runs[0, -1] - runs[0, 0] != size - 1:
         return None
-    groups = min(size // ahead, windows)
     return [np.arange(first, windows, groups) for first in range(groups)]
 
 
@@ -169,18 +177,23 @@ def patches(image: tf.Tensor, rows: Axis, columns: Axis) -> tf.Tensor:
 
     Row by row in T and, as a kernel [kh, kw, C, ...] has them, in the last axis.
     """
-    for step in patch_steps(image.shape.as_list(), rows, columns):
+    return applied(patch_steps(image.shape.as_list(), rows, columns), image)
+
+
+def applied(steps: Sequence[Step], values: tf.Tensor) -> tf.Tensor:
+    """`values` after all `steps`."""
+    for step in steps:
         if step.kind == "pad":
             # PadV2, because XNNPACK's PAD takes five times as long as the plain one.
-            image = tf.raw_ops.PadV2(
-                input=image, paddings=step.argument, constant_values=tf.constant(0.0)
+            values = tf.raw_ops.PadV2(
+                input=values, paddings=step.argument, constant_values=tf.constant(0.0)
             )
         elif step.kind == "reshape":
-            image = tf.reshape(image, step.argument)
+            values = tf.reshape(values, step.argument)
         elif step.kind == "slices":
-            rows_of_image = image.shape[0]
-            pieces = [tf.slice(image, [0, a], [rows_of_image, n]) for a, n in step.argument]
-            image = tf.concat(pieces, axis=1)
+            rows = values.shape[0]
+            pieces = [tf.slice(values, [0, a], [rows, n]) for a, n in step.argument]
+            values = tf.concat(pieces, axis=1)
         else:
-            image = tf.gather(image, step.argument, axis=1)
-    return image
+            values = tf.gather(values, step.argument, axis=1)
+    return values

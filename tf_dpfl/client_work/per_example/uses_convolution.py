@@ -12,7 +12,8 @@ from tf_dpfl.client_work.per_example.patches import padded, window_of
 from tf_dpfl.client_work.per_example.refusals import static_shape
 from tf_dpfl.client_work.per_example.sites import Site
 from tf_dpfl.client_work.per_example.uses import Entries, Products, Use, use_of
-from tf_dpfl.client_work.windows import patches
+from tf_dpfl.client_work.wide_windows import kernel_products
+from tf_dpfl.client_work.windows import Axis, patches
 
 
 @use_of("Conv2D", 1)
@@ -22,7 +23,7 @@ def _convolution(site: Site, grad: tf.Tensor) -> Use:
     groups = static_shape(image)[3] // site.positions.shape[2]
     if groups > 1:
         return _grouped(site, patches(image, *window), grad, groups)
-    return _kernel_gradient(site, patches(image, *window), grad)
+    return _kernel_gradient(site, image, window, grad)
 
 
 @use_of("Conv2DBackpropInput", 1)
@@ -30,20 +31,23 @@ def _transposed_convolution(site: Site, grad: tf.Tensor) -> Use:
     """The roles of image and output are exchanged."""
     image = site.op.inputs[2]
     window = window_of(site.op, image=grad, outputs=image, kernel=site.op.inputs[1])
-    return _kernel_gradient(site, patches(grad, *window), image)
+    return _kernel_gradient(site, grad, window, image)
 
 
-def _kernel_gradient(site: Site, met: tf.Tensor, outputs: tf.Tensor) -> Use:
-    """`met` [.., T, p] times `outputs` [.., h, w, q] with T windows an image."""
-    places, size = met.shape[1:]
-    columns = static_shape(outputs)[3]
-    matrix = site.positions.reshape(size, columns)
-    pixels = tf.reshape(outputs, [-1, places, columns])
+def _kernel_gradient(
+    site: Site, image: tf.Tensor, window: tuple[Axis, Axis], outputs: tf.Tensor
+) -> Use:
+    """What the windows over `image` meet, times `outputs` [.., h, w, q], one place a window."""
+    rows, columns = window
+    places, width = rows.outputs * columns.outputs, static_shape(outputs)[3]
+    size = rows.kernel * columns.kernel * static_shape(image)[3]
+    matrix = site.positions.reshape(size, width)
     repeats = _images_of_one_example(site, outputs)
-    if gram_is_cheaper(places * repeats, size, columns):
+    if gram_is_cheaper(places * repeats, size, width):
+        pixels = tf.reshape(outputs, [-1, places, width])
+        met = patches(image, rows, columns)
         return Products(_by_example(site, met), _by_example(site, pixels), matrix)
-    # The outputs are turned, which are fewer than what the windows meet.
-    values = tf.matmul(tf.transpose(pixels, [0, 2, 1]), met)
+    values = kernel_products(image, outputs, rows, columns, each_image=True)
     return Entries(_summed(site, values), matrix.T)
 
 

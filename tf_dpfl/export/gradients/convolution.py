@@ -6,7 +6,7 @@ from typing import Any
 
 import tensorflow as tf
 
-from tf_dpfl.client_work.windows import patches, rows_at_once
+from tf_dpfl.client_work.wide_windows import convolved, kernel_products
 from tf_dpfl.export.gradients.rules import gradient_of
 from tf_dpfl.export.gradients.shapes import refuse, static_shape
 from tf_dpfl.export.gradients.windows import Blocks, Window, pad_or_crop
@@ -25,18 +25,11 @@ def _conv2d(op: Any, grad: Any) -> Any:
 
 
 def _kernel_gradient(image: Any, grad: Any, window: Window) -> Any:
-    """[kh, kw, C, q]: the product of `grad` with what the windows over `image` meet.
-
-    `grad` is turned, which is smaller than the patches.
-    """
-    met = patches(image, window.rows, window.columns)
-    batch, places, size = static_shape(met)
+    """[kh, kw, C, q]: the product of `grad` with what the windows over `image` meet."""
+    products = kernel_products(image, grad, window.rows, window.columns, each_image=False)
     outputs = static_shape(grad)[3]
-    at_once = rows_at_once(batch, places)
-    turned = tf.transpose(tf.reshape(grad, [*at_once, outputs]), [0, 2, 1])
-    total = tf.reduce_sum(tf.matmul(turned, tf.reshape(met, [*at_once, size])), axis=0)
     kernel = [window.rows.kernel, window.columns.kernel, static_shape(image)[3], outputs]
-    return tf.reshape(tf.transpose(total), kernel)
+    return tf.reshape(tf.transpose(tf.reduce_sum(products, axis=0)), kernel)
 
 
 def _image_gradient(image: Any, kernel: Any, grad: Any, window: Window) -> Any:
@@ -47,15 +40,12 @@ def _image_gradient(image: Any, kernel: Any, grad: Any, window: Window) -> Any:
     """
     rows, columns = Blocks.of(window.rows), Blocks.of(window.columns)
     batch, _, _, channels = static_shape(image)
-    met = patches(grad, rows.outputs, columns.outputs)
-    matrix = _kernel_of_blocks(kernel, rows, columns)
-    _, places, size = static_shape(met)
-    blocks = tf.matmul(tf.reshape(met, [*rows_at_once(batch, places), size]), matrix)
+    blocks = convolved(
+        grad, _kernel_of_blocks(kernel, rows, columns), rows.outputs, columns.outputs
+    )
     down, right = rows.outputs.outputs, columns.outputs.outputs
     if rows.size == columns.size:
-        pixels = tf.reshape(blocks, [batch, down, right, rows.size * columns.size * channels])
-        if rows.size > 1:
-            pixels = tf.nn.depth_to_space(pixels, rows.size)
+        pixels = tf.nn.depth_to_space(blocks, rows.size) if rows.size > 1 else blocks
     else:
         pixels = tf.reshape(blocks, [batch * down, right, rows.size, columns.size * channels])
         pixels = tf.transpose(pixels, [0, 2, 1, 3])
@@ -64,7 +54,7 @@ def _image_gradient(image: Any, kernel: Any, grad: Any, window: Window) -> Any:
 
 
 def _kernel_of_blocks(kernel: Any, rows: Blocks, columns: Blocks) -> Any:
-    """[taps over blocks * q, pixels of a block * C], from `kernel` [kh, kw, C, q]."""
+    """[taps down, taps across, q, pixels of a block * C], from `kernel` [kh, kw, C, q]."""
     height, width, channels, outputs = static_shape(kernel)
     kernel = pad_or_crop(
         kernel,
@@ -78,7 +68,7 @@ def _kernel_of_blocks(kernel: Any, rows: Blocks, columns: Blocks) -> Any:
     kernel = tf.gather(tf.reshape(kernel, [-1, channels * outputs]), order)
     kernel = tf.reshape(kernel, [rows.taps * columns.taps, pixels * channels, outputs])
     turned = tf.transpose(kernel, [0, 2, 1])
-    return tf.reshape(turned, [-1, pixels * channels])
+    return tf.reshape(turned, [rows.taps, columns.taps, outputs, pixels * channels])
 
 
 @gradient_of("Conv2DBackpropInput")

@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 from tensorflow.lite.python.schema_py_generated import ActivationFunctionType, Padding
 
+from tf_dpfl.client_work.wide_windows import wide_kernel_steps, windows_at_once
 from tf_dpfl.client_work.windows import Axis, patch_steps, rows_at_once
 from tf_dpfl.export.tuning.file import Graph
 from tf_dpfl.export.tuning.rewrites import rewrite_of
@@ -32,16 +33,19 @@ def _convolution(graph: Graph, op: Any) -> bool:
     if kernel is None or not plain or graph.shape(image)[3] != graph.shape(kernel)[2]:
         return False
     rows, columns = _axes(options, graph.shape(image), graph.shape(kernel), graph.shape(output))
-    met = image
-    for step in patch_steps(graph.shape(image), rows, columns):
+    outputs = graph.shape(kernel)[3]
+    times = windows_at_once(columns, outputs)
+    met, matrix = image, kernel
+    for step in patch_steps(graph.shape(image), rows, columns.together(times)):
         met = _run(graph, step.kind, met, step.argument)
+    for step in wide_kernel_steps(graph.shape(kernel), columns, times):
+        matrix = _run(graph, step.kind, matrix, step.argument)
     batch, places, size = graph.shape(met)
     met = reshaped(graph, met, [*rows_at_once(batch, places), size])
-    matrix = reshaped(graph, kernel, [size, graph.shape(kernel)[3]])
     product = graph.add(
         "BATCH_MATMUL",
         [met, matrix],
-        [*graph.shape(met)[:-1], graph.shape(kernel)[3]],
+        [*graph.shape(met)[:-1], times * outputs],
         options="BatchMatMulOptions",
         adjX=False,
         adjY=False,
