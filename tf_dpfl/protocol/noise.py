@@ -118,7 +118,7 @@ def fill_with_noise(
             workspace = _workspace(count)
             words = np.empty(workspace[:2].shape, np.uint64)
         # Into memory that stays: taking new memory for each chunk costs a tenth of the time.
-        encryptor.update_into(zeros[: words.nbytes], memoryview(words).cast("B"))
+        encryptor.update_into(zeros[: words.nbytes], words.data.cast("B"))
         values = _box_muller(words, workspace).sum(axis=1).ravel()[:count]
         while len(values):
             n = min(len(values), len(target))
