@@ -25,6 +25,47 @@ _NO_TERMINAL_WIDTH = 120
 SIGNING_KEY_VARIABLE = "DPFL_SIGNING_KEY"
 
 
+def add_plan(parser: argparse.ArgumentParser) -> None:
+    """Adds `PLAN`, which `plan_of` reads."""
+    parser.add_argument(
+        "plan", type=Path, metavar="PLAN", help="a plan (TOML), or a RUN folder for its plan"
+    )
+
+
+def add_out(parser: argparse.ArgumentParser, *, metavar: str, about: str) -> None:
+    """Adds `--out`, which must be given; `about` says what is there, or may not be there."""
+    parser.add_argument("--out", type=Path, required=True, metavar=metavar, help=about)
+
+
+def add_data_is(parser: argparse.ArgumentParser, *, about: str) -> None:
+    """Adds `--data`, which must say whose data these are; `about` says what follows from it."""
+    parser.add_argument(
+        "--data", required=True, choices=("public", "synthetic", "private"), help=about
+    )
+
+
+def add_seed(parser: argparse.ArgumentParser, *, repeats: str) -> None:
+    """Adds `--seed`, which makes `repeats` the same again."""
+    parser.add_argument(
+        "--seed",
+        type=whole_number,
+        help=f"make {repeats} repeatable, for studies only: whoever knows the seed can take the "
+        "noise off; default: the operating system's randomness",
+    )
+
+
+def add_workers(parser: argparse.ArgumentParser) -> None:
+    """Adds `--workers`."""
+    parser.add_argument(
+        "--workers",
+        type=addresses,
+        default=(),
+        metavar="HOST:PORT,...",
+        help="compute on these machines (dpfl worker) instead of all cores of this one; a worker "
+        "that dies is survived",
+    )
+
+
 def add_overrides(parser: argparse.ArgumentParser) -> None:
     """Adds `--set`, which may be repeated."""
     parser.add_argument(
@@ -36,9 +77,9 @@ def add_overrides(parser: argparse.ArgumentParser) -> None:
     )
 
 
-def add_json(parser: argparse.ArgumentParser) -> None:
+def add_json(parser: argparse.ArgumentParser, *, about: str = "one JSON line per event") -> None:
     """Adds `--json`."""
-    parser.add_argument("--json", action="store_true", help="one JSON line per event")
+    parser.add_argument("--json", action="store_true", help=about)
 
 
 def add_signing_key(parser: argparse.ArgumentParser) -> None:
