@@ -2,15 +2,13 @@
 
 import csv
 import json
-import signal
-import subprocess
-import sys
 from dataclasses import replace
 from html.parser import HTMLParser
 
 import numpy as np
 import pytest
 import tensorflow as tf
+from kills import run_until_killed
 from plans import digits_plan, with_server
 
 from tf_dpfl.cli.main import main
@@ -18,7 +16,7 @@ from tf_dpfl.client_work.computation import layout_of
 from tf_dpfl.data.federated import load_federated_data
 from tf_dpfl.protocol.errors import DataError, StateError
 from tf_dpfl.protocol.plan import plan_from_dict, plan_to_dict
-from tf_dpfl.protocol.plan_files import load_plan, plan_to_toml
+from tf_dpfl.protocol.plan_files import load_plan
 from tf_dpfl.protocol.tensors import vector_to_bytes
 from tf_dpfl.simulation.comparing import compare
 from tf_dpfl.simulation.comparing_plans import NAMES
@@ -299,37 +297,19 @@ def test_without_a_test_split_nothing_can_be_compared(tmp_path, data):
     assert not (tmp_path / "one").exists()
 
 
-KILLED = """
-import os, sys
-os.environ["TF_CPP_MIN_LOG_LEVEL"] = "3"
-from tf_dpfl.protocol.plan_files import load_plan
-from tf_dpfl.simulation.comparing import compare
-def stop(event):
-    if event["event"] == "round" and (event["variant"], event["round"]) == ("server-tree", 3):
-        os.kill(os.getpid(), 9)
-compare(load_plan(sys.argv[1]), sys.argv[2], data_is="public", seed=5, on_event=stop,
-        only=["central", "server-tree", "server-banded"])
-"""
-
-
 @pytest.mark.slow
 def test_a_killed_comparison_goes_on_to_the_same_figures(tmp_path, data):
-    plan = with_server(PLAN, rounds=4)
+    plan, folder = with_server(PLAN, rounds=4), tmp_path / "killed"
     only = ["central", "server-tree", "server-banded"]
-    options = {"data_is": "public", "seed": 5, "data": data, "only": only}
-    whole = compare(plan, tmp_path / "whole", **options)
-    plan_file, folder = tmp_path / "plan.toml", tmp_path / "killed"
-    plan_file.write_text(plan_to_toml(plan))
-    with open(tmp_path / "log", "wb") as log:
-        status = subprocess.run(
-            [sys.executable, "-c", KILLED, str(plan_file), str(folder)],
-            stdout=log,
-            stderr=log,
-            timeout=240,
-        ).returncode
-    assert status == -signal.SIGKILL, (tmp_path / "log").read_text()
+    options = {"data_is": "public", "seed": 5, "only": only}
+    whole = compare(plan, tmp_path / "whole", data=data, **options)
+    run_until_killed(
+        f"compare(plan, out, on_event=on_event, **{options})",
+        *(plan, folder),
+        last={"event": "round", "variant": "server-tree", "round": 3},
+    )
     events = []
-    resumed = compare(plan, folder, on_event=events.append, **options)
+    resumed = compare(plan, folder, data=data, on_event=events.append, **options)
     ran = [(e["variant"], e["round"]) for e in events if e["event"] == "round"]
     assert ran[0] == ("server-tree", 3)  # from the checkpoint after round 2
     assert not any(name == "central" for name, _ in ran)
