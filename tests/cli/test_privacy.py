@@ -90,6 +90,33 @@ def test_solving_needs_an_epsilon(plan_file, refused):
     assert "--solve rounds needs --epsilon" in refused("privacy", plan_file, "--solve", "rounds")
 
 
+@pytest.mark.parametrize(
+    ("overrides", "replaced"),
+    [
+        (["target_local_epsilon=8"], "noise_multiplier=1"),
+        (
+            ["target_epsilon=3", "noise_multiplier=2", "target_local_epsilon=8"],
+            "noise_multiplier=1",
+        ),
+        (["target_local_epsilon=8", "target_epsilon=3"], None),
+        (["target_epsilon=3", "target_local_epsilon=8"], None),
+        (["target_local_epsilon=8", "noise_multiplier=90"], None),
+        (["noise_multiplier=2"], None),
+        ([], None),
+    ],
+)
+def test_a_local_target_that_takes_the_central_one_away_says_so(
+    plan_file, capsys, overrides, replaced
+):
+    argv = [part for value in overrides for part in ("--set", f"privacy.{value}")]
+    assert main(["privacy", str(plan_file), *argv]) == 0
+    warnings = [line for line in capsys.readouterr().err.splitlines() if "warning" in line]
+    assert len(warnings) == (replaced is not None)
+    if replaced:
+        assert f"replaces the plan's privacy.{replaced}, and with it the central" in warnings[0]
+        assert "add --set privacy.target_epsilon=E" in warnings[0]
+
+
 def test_less_noise_costs_more_and_none_is_infinite(plan_file, capsys):
     epsilons = [
         printed_json(

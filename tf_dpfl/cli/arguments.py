@@ -113,18 +113,28 @@ def plan_of(path: Path, *, overrides: Sequence[str]) -> Plan:
     """The plan in the file `path`, or in the RUN folder `path`.
 
     Modules in the current folder, then in the plan's, can be imported after it:
-    `task.model` may name a function there.
+    `task.model` may name a function there. Where an override takes a central target away
+    that it does not name, that is said on standard error.
 
     Raises PlanError with every fault, StateError for a folder without a plan.
     """
-    from tf_dpfl.protocol.plan_files import load_plan
+    from tf_dpfl.protocol.plan_files import load_plan, noise_in_favour_of_local_target
 
     if path.is_dir():
         if not is_run(path):
             raise StateError(f"{path}: a folder without {PLAN_FILE}; name a plan or a RUN folder")
         path = path / PLAN_FILE
     make_importable(path.parent)
-    return load_plan(path, overrides=overrides)
+    plan = load_plan(path, overrides=overrides)
+    replaced = noise_in_favour_of_local_target(path, overrides=overrides)
+    if replaced:
+        print(
+            f"dpfl: warning: --set privacy.target_local_epsilon replaces the plan's {replaced}, "
+            "and with it the central epsilon that this was for; to keep to one as well, add "
+            "--set privacy.target_epsilon=E",
+            file=sys.stderr,
+        )
+    return plan
 
 
 def make_importable(folder: Path) -> None:
