@@ -152,7 +152,30 @@ def test_the_table_of_variants_sums_up_the_rounds(finished):
         assert float(row["seconds"]) == pytest.approx(sum(m["seconds"] for m in metrics))
         assert float(row["seconds_per_round"]) == pytest.approx(float(row["seconds"]) / 3)
     assert rows["server-tree"]["sampling"] == "min_separation"
-    assert float(rows["device-gaussian"]["noise_multiplier"]) == 1.0
+
+
+def test_noise_of_draws_and_of_rounds_are_kept_apart(finished):
+    """One column would have the variants' noise compared by numbers of two kinds."""
+    result, _, _ = finished
+    rows = {row["variant"]: row for row in rows_of(result.folder / "variants.csv")}
+    page = Page((result.folder / "compare.html").read_text())
+    columns = (
+        "noise multiplier of each round's sum",
+        "noise multiplier of correlated noise's draws",
+    )
+    of_rounds, of_draws = (page.tables[0][0].index(name) for name in columns)
+    shown = {row[0]: (row[of_rounds], row[of_draws]) for row in page.tables[0][1:]}
+    assert "The two columns of noise multipliers are not to be compared" in page.text
+    for outcome in result.outcomes:
+        row = rows[outcome.name]
+        written = row["noise_multiplier"], row["noise_multiplier_of_correlated_draws"]
+        noise = outcome.plan.privacy.noise_multiplier
+        if outcome.name in ("server-tree", "server-banded"):
+            assert noise > 0 and written == ("", str(noise))
+            assert shown[outcome.name] == ("", f"{noise:.4g}")
+        else:
+            assert noise == (1.0 if outcome.name == "device-gaussian" else 0.0)
+            assert written == (str(noise), "") and shown[outcome.name] == (f"{noise:g}", "")
 
 
 def test_bytes_are_those_of_the_protocols_vectors(finished, data):
@@ -197,6 +220,7 @@ class Page(HTMLParser):
     def __init__(self, text):
         super().__init__()
         self.open, self.attributes, self.tags, self.text = [], [], [], ""
+        self.tables = []
         self.feed(text)
         self.close()
         assert not self.open
@@ -206,6 +230,12 @@ class Page(HTMLParser):
         self.attributes += attrs
         if tag not in self.VOID:
             self.open.append(tag)
+        if tag == "table":
+            self.tables.append([])
+        elif tag == "tr":
+            self.tables[-1].append([])
+        elif tag in ("td", "th"):
+            self.tables[-1][-1].append("")
 
     def handle_startendtag(self, tag, attrs):
         self.tags.append(tag)
@@ -216,6 +246,8 @@ class Page(HTMLParser):
 
     def handle_data(self, data):
         self.text += data
+        if {"td", "th"} & set(self.open[-1:]):
+            self.tables[-1][-1][-1] += data
 
 
 def test_the_report_needs_nothing_but_itself(finished):
@@ -333,6 +365,7 @@ def test_example_level_plans_compare_what_protects_examples(tmp_path, data):
     rows = {row["variant"]: row for row in rows_of(result.folder / "variants.csv")}
     assert rows["device-gaussian"]["unit"] == "example"
     assert 'unit="example"' in rows["server-tree"]["not_compared_because"]
+    assert "noise multiplier of each local step" in page and "two columns of noise" not in page
 
 
 @pytest.mark.slow
