@@ -9,6 +9,7 @@ from pathlib import Path
 
 from matplotlib.figure import Figure
 
+from tf_dpfl.privacy.card_line import in_one_line
 from tf_dpfl.privacy.card_words import epsilon_text, words_of
 from tf_dpfl.protocol.files import write_atomically
 from tf_dpfl.simulation.comparing_outcome import Outcome
@@ -198,15 +199,7 @@ def _guarantees(found: Found) -> list[str]:
                 "may give them away"
             )
         else:
-            central, local = card["central"], card["local"]
-            text = (
-                f"against {central['against']}: epsilon "
-                f"{central['epsilon_when_all_rounds_are_done_text']} at delta "
-                f"{central['delta']:g} ({_term(central['adjacency'])}; {_term(central['sampling'])}"
-                f" sampling). Against {local['against']}: {local['epsilon_text']}"
-            )
-            if "adjacency" in local:
-                text += f" at delta {local['delta']:g} ({_term(local['adjacency'])}; no sampling)"
+            text = in_one_line(card)
         lines.append(f"{outcome.name} ({outcome.variant.title}): {text}.")
     return lines
 
@@ -220,10 +213,6 @@ def _terms(found: Found) -> list[str]:
             texts = (f"Protected: {central['unit']}", central["adjacency"], central["sampling"])
             lines |= dict.fromkeys(text for text in (*texts, local.get("adjacency")) if text)
     return [f"{line[:1].upper()}{line[1:]}." for line in lines]
-
-
-def _term(text: str) -> str:
-    return text.partition(":")[0]
 
 
 def _conditions(found: Found) -> list[str]:
