@@ -4,7 +4,7 @@ from dataclasses import replace
 
 import numpy as np
 from plans import digits_plan, with_server
-from test_process import USERS, clipped_update, flat, start
+from process_rounds import USERS, clipped_update, flat, start
 
 from tf_dpfl.simulation.process import build_learning_process
 from tf_dpfl.simulation.runtime import tff_runtime

@@ -11,7 +11,7 @@ from adapting import SEED, STILL, adaptive_plan, rounds_of, updates_of
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from plans import digits_plan, small_mlp
-from test_process import USERS, start
+from process_rounds import USERS, start
 
 from tf_dpfl.client_work.computation import ClientComputation
 from tf_dpfl.data.federated import load_federated_data
