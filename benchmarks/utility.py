@@ -18,7 +18,9 @@ from __future__ import annotations
 import argparse
 import statistics
 import sys
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 sys.path.insert(0, str(Path(__file__).resolve().parent / "utility_parts"))
 
@@ -57,7 +59,7 @@ def by_user(args: argparse.Namespace) -> int:
     for row in user_level.rows(args.what, seeds, epsilons=args.epsilon, held_out=args.held_out):
         rows.append(row)
         write_json(rows, args.json)
-    show([{key: value for key, value in row.items() if key != "card"} for row in rows])
+    show_with_privacy(rows, by=("system",))
     return 0
 
 
@@ -76,7 +78,7 @@ def by_example(args: argparse.Namespace, parser: argparse.ArgumentParser) -> int
                 rows.append(subject.train(split, epsilon, rate=rate, average=average))
                 print(f"bench: {rows[-1]}", file=sys.stderr, flush=True)
                 write_json(rows, args.json)
-    show(rows)
+    show([without_words(row) for row in rows])
     means = []
     for epsilon in epsilons:
         for rate in args.rate or [subject.RATES[epsilon]]:
@@ -92,12 +94,26 @@ def by_example(args: argparse.Namespace, parser: argparse.ArgumentParser) -> int
                     "target": subject.TARGETS[epsilon],
                     "published": subject.PUBLISHED.get(epsilon, "-"),
                     "met": "yes" if statistics.mean(found) >= subject.TARGETS[epsilon] else "NO",
+                    "privacy": runs[0]["privacy"],
                 }
             )
     print()
-    show(means)
+    show_with_privacy(means, by=("epsilon", "rate"))
     write_json([*rows, *means], args.json)
     return 0
+
+
+def show_with_privacy(rows: Sequence[Mapping[str, Any]], *, by: Sequence[str]) -> None:
+    """Prints the figures as a table and, below, a line of each row's privacy, named `by`."""
+    show([without_words(row) for row in rows])
+    print()
+    for row in rows:
+        print(f"{', '.join(f'{key} {row[key]}' for key in by)}: {row['privacy']}")
+
+
+def without_words(row: Mapping[str, Any]) -> dict[str, Any]:
+    """The columns of a table: what is told in words, or is a whole card, is not for one."""
+    return {key: value for key, value in row.items() if key not in ("privacy", "card")}
 
 
 if __name__ == "__main__":

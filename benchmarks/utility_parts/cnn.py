@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 from splits import DELTA, Split, split_of
+from statements import of_central_training
 
 BATCH, STEPS = 4096, 250
 CLIP_NORM, MOMENTUM = 1.0, 0.9
@@ -62,7 +63,7 @@ def train(split: Split, epsilon: float, *, rate: float, average: float) -> dict[
     """
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
     import tensorflow as tf
-    from running_mean import RunningMean
+    from running_mean import fit_to_mean
 
     import tf_dpfl
 
@@ -70,29 +71,26 @@ def train(split: Split, epsilon: float, *, rate: float, average: float) -> dict[
     model = network()
     falling = tf.keras.optimizers.schedules.PolynomialDecay(rate, STEPS, rate * LAST_RATE)
     private = tf_dpfl.DPModel(model, clip_norm=CLIP_NORM, delta=DELTA, target_epsilon=epsilon)
-    private.compile(
-        tf.keras.optimizers.SGD(falling, momentum=MOMENTUM),
-        loss=tf.keras.losses.SparseCategoricalCrossentropy(from_logits=True),
-    )
-    mean = RunningMean(average)
-    private.fit(
-        *split.train,
+    mean = fit_to_mean(
+        private,
+        split.train,
+        optimizer=tf.keras.optimizers.SGD(falling, momentum=MOMENTUM),
         batch_size=BATCH,
-        steps_per_epoch=STEPS,
-        callbacks=[mean.callback()],
-        verbose=0,
+        steps=STEPS,
+        decay=average,
     )
-    (spent,) = private.privacy().spending
+    statement = private.privacy()
+    (spent,) = statement.spending
     test_x, test_y = split.test
 
     def accuracy() -> float:
         return float(np.mean(model.predict(test_x, 1000, verbose=0).argmax(axis=1) == test_y))
 
     last = accuracy()
-    model.set_weights(mean.weights)
+    model.set_weights(mean)
     return {
         "epsilon_asked": epsilon,
-        "epsilon": private.privacy().epsilon,
+        "epsilon": statement.epsilon,
         "noise": spent.noise_multiplier,
         "batch": BATCH,
         "steps": spent.rounds,
@@ -101,4 +99,5 @@ def train(split: Split, epsilon: float, *, rate: float, average: float) -> dict[
         "accuracy_last": last,
         "accuracy": accuracy(),
         "seconds": time.monotonic() - started,
+        "privacy": of_central_training(statement),
     }

@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 from splits import DELTA, Split, split_of
+from statements import of_central_training
 
 BATCH, STEPS = 8192, 293
 MOMENT_NOISE = 7.0
@@ -64,7 +65,7 @@ def train(split: Split, epsilon: float, *, rate: float, average: float) -> dict[
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
     import tensorflow as tf
     from features import private_second_moment, shrinking, shrunk
-    from running_mean import RunningMean
+    from running_mean import fit_to_mean
 
     import tf_dpfl
     from tf_dpfl.central.statement import state_privacy, steps_of_dp_sgd
@@ -83,13 +84,13 @@ def train(split: Split, epsilon: float, *, rate: float, average: float) -> dict[
         ]
     )
     private = tf_dpfl.DPModel(model, clip_norm=CLIP_NORM, delta=DELTA, noise_multiplier=noise)
-    private.compile(
-        tf.keras.optimizers.SGD(rate, momentum=MOMENTUM),
-        loss=tf.keras.losses.SparseCategoricalCrossentropy(from_logits=True),
-    )
-    mean = RunningMean(average)
-    private.fit(
-        x, y, batch_size=BATCH, steps_per_epoch=STEPS, callbacks=[mean.callback()], verbose=0
+    mean = fit_to_mean(
+        private,
+        (x, y),
+        optimizer=tf.keras.optimizers.SGD(rate, momentum=MOMENTUM),
+        batch_size=BATCH,
+        steps=STEPS,
+        decay=average,
     )
 
     def accuracy(weights: np.ndarray) -> float:
@@ -105,6 +106,7 @@ def train(split: Split, epsilon: float, *, rate: float, average: float) -> dict[
         "rate": rate,
         "directions": directions.shape[1],
         "accuracy_last": accuracy(model.get_weights()[0]),
-        "accuracy": accuracy(mean.weights[0]),
+        "accuracy": accuracy(mean[0]),
         "seconds": time.monotonic() - started,
+        "privacy": of_central_training(statement),
     }

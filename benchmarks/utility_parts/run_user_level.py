@@ -69,8 +69,10 @@ def plan_with(changes: dict[str, Any], *, held_out: bool) -> Any:
 def main() -> None:
     """Trains and prints one line of JSON."""
     from parity import run_stock, stock_epsilon
+    from statements import of_stock
 
     import tf_dpfl
+    from tf_dpfl.privacy.card_line import in_one_line
 
     wanted = json.loads(sys.argv[1])
     plan = plan_with(wanted["changes"], held_out=wanted["held_out"])
@@ -80,11 +82,12 @@ def main() -> None:
     if wanted["stock"]:
         accuracy, _ = run_stock(plan, wanted["seed"], data)
         epsilon = stock_epsilon(plan)
+        privacy = of_stock(plan, epsilon)
     else:
         with tempfile.TemporaryDirectory() as folder:
             result = tf_dpfl.simulate(plan, Path(folder) / "run", data=data, seed=wanted["seed"])
         accuracy, card = result.accuracy, result.card.to_json()
-        epsilon = card["central"]["epsilon"]
+        epsilon, privacy = card["central"]["epsilon"], in_one_line(card)
     found = {
         "accuracy": accuracy,
         "seconds": time.monotonic() - began,
@@ -95,6 +98,7 @@ def main() -> None:
         "sampling": plan.clients.sampling,
         "users_a_round": plan.clients.clients_per_round,
         "rounds": plan.server.rounds,
+        "privacy": privacy,
         "card": card,
     }
     print(json.dumps(found))

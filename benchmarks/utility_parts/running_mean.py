@@ -1,10 +1,11 @@
-"""The running mean of a model's weights: post-processing of what DP-SGD releases."""
+"""Training to the running mean of a model's weights, which is post-processing of DP-SGD."""
 
 from __future__ import annotations
 
 from typing import Any
 
 import numpy as np
+from splits import Labelled
 
 
 class RunningMean:
@@ -34,3 +35,28 @@ class RunningMean:
     def weights(self) -> list[np.ndarray]:
         """The mean so far, an array a variable."""
         return [total / (1 - self._decay**self._steps) for total in self._totals]
+
+
+def fit_to_mean(
+    private: Any, train: Labelled, *, optimizer: Any, batch_size: int, steps: int, decay: float
+) -> list[np.ndarray]:
+    """Trains a `DPModel` that classifies by logits; the weights' running mean, an array a variable.
+
+    Args:
+      train: inputs and class ids.
+      batch_size: examples a step in expectation.
+      decay: of the running mean.
+    """
+    import tensorflow as tf
+
+    loss = tf.keras.losses.SparseCategoricalCrossentropy(from_logits=True)
+    private.compile(optimizer, loss=loss)
+    mean = RunningMean(decay)
+    private.fit(
+        *train,
+        batch_size=batch_size,
+        steps_per_epoch=steps,
+        callbacks=[mean.callback()],
+        verbose=0,
+    )
+    return mean.weights

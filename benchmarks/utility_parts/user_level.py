@@ -154,6 +154,7 @@ def _row(name: str, runs: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
         "users_a_round": first["users_a_round"],
         "rounds": first["rounds"],
         "clip": first["clip_norm"],
-        "card": first["card"],
         "seconds": statistics.median(found["seconds"] for found in runs),
+        "privacy": first["privacy"],
+        "card": first["card"],
     }

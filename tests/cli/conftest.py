@@ -1,8 +1,10 @@
-"""A plan for the tests of the commands, on data that need no network."""
+"""What the tests of the commands share: a plan on data that need no network, a refusal."""
 
 from __future__ import annotations
 
 import pytest
+
+from tf_dpfl.cli.main import main
 
 PLAN = """\
 version = 1
@@ -41,3 +43,24 @@ def plan_file(tmp_path_factory):
     file = tmp_path_factory.mktemp("plans") / "plan.toml"
     file.write_text(PLAN)
     return file
+
+
+@pytest.fixture
+def refused(capsys):
+    """Runs `dpfl ARGV`, which must refuse its input; returns what it says of it.
+
+    Status 2, argparse's own exits included, a line for each of `faults`, and nothing else.
+    """
+
+    def run(*argv, faults=1):
+        try:
+            status = main([str(argument) for argument in argv])
+        except SystemExit as end:
+            status = end.code
+        printed = capsys.readouterr()
+        lines = printed.err.splitlines()
+        assert (status, len(lines), printed.out) == (2, faults, ""), printed.err
+        assert all(line.startswith("dpfl") for line in lines)
+        return printed.err
+
+    return run

@@ -9,25 +9,11 @@ from pathlib import Path
 
 import pytest
 
-from tf_dpfl.cli.main import main
-
 DIGITS = Path(__file__).parents[2] / "examples" / "digits.toml"
 
 
-def refused(capsys, *arguments):
-    """Standard error of a command that must refuse its input."""
-    try:
-        status = main(["compare", *map(str, arguments)])
-    except SystemExit as end:
-        status = end.code
-    assert status == 2
-    output = capsys.readouterr()
-    assert output.out == ""
-    return output.err
-
-
-def test_the_user_must_say_whose_data_these_are(capsys, plan_file, tmp_path):
-    said = refused(capsys, plan_file, "--out", tmp_path / "o")
+def test_the_user_must_say_whose_data_these_are(refused, plan_file, tmp_path):
+    said = refused("compare", plan_file, "--out", tmp_path / "o")
     assert "--data" in said and "required" in said
 
 
@@ -43,14 +29,14 @@ def test_the_user_must_say_whose_data_these_are(capsys, plan_file, tmp_path):
         (("--set", "server.rounds=0"), "server.rounds=0"),
     ],
 )
-def test_every_fault_is_one_line_and_leaves_nothing(capsys, plan_file, tmp_path, options, said):
+def test_every_fault_is_one_line_and_leaves_nothing(refused, plan_file, tmp_path, options, said):
     out = tmp_path / "o"
-    error = refused(capsys, plan_file, "--out", out, "--data", "public", *options)
-    assert said in error and len(error.splitlines()) == 1 and not out.exists()
+    command = ("compare", plan_file, "--out", out, "--data", "public")
+    assert said in refused(*command, *options) and not out.exists()
 
 
-def test_out_must_not_be_a_file(capsys, plan_file):
-    said = refused(capsys, plan_file, "--out", plan_file, "--data", "public")
+def test_out_must_not_be_a_file(refused, plan_file):
+    said = refused("compare", plan_file, "--out", plan_file, "--data", "public")
     assert "is a file; --out must name a folder" in said
 
 

@@ -86,9 +86,35 @@ def test_of_a_local_and_a_central_target_the_one_that_decides_is_told(plan_file,
         assert card["local"]["epsilon_one_report"] <= 8
 
 
-def test_solving_needs_an_epsilon(plan_file, capsys):
-    assert main(["privacy", str(plan_file), "--solve", "rounds"]) == 2
-    assert "--solve rounds needs --epsilon" in capsys.readouterr().err
+def test_solving_needs_an_epsilon(plan_file, refused):
+    assert "--solve rounds needs --epsilon" in refused("privacy", plan_file, "--solve", "rounds")
+
+
+@pytest.mark.parametrize(
+    ("overrides", "replaced"),
+    [
+        (["target_local_epsilon=8"], "noise_multiplier=1"),
+        (
+            ["target_epsilon=3", "noise_multiplier=2", "target_local_epsilon=8"],
+            "noise_multiplier=1",
+        ),
+        (["target_local_epsilon=8", "target_epsilon=3"], None),
+        (["target_epsilon=3", "target_local_epsilon=8"], None),
+        (["target_local_epsilon=8", "noise_multiplier=90"], None),
+        (["noise_multiplier=2"], None),
+        ([], None),
+    ],
+)
+def test_a_local_target_that_takes_the_central_one_away_says_so(
+    plan_file, capsys, overrides, replaced
+):
+    argv = [part for value in overrides for part in ("--set", f"privacy.{value}")]
+    assert main(["privacy", str(plan_file), *argv]) == 0
+    warnings = [line for line in capsys.readouterr().err.splitlines() if "warning" in line]
+    assert len(warnings) == (replaced is not None)
+    if replaced:
+        assert f"replaces the plan's privacy.{replaced}, and with it the central" in warnings[0]
+        assert "add --set privacy.target_epsilon=E" in warnings[0]
 
 
 def test_less_noise_costs_more_and_none_is_infinite(plan_file, capsys):
@@ -122,21 +148,16 @@ def test_run_folder_tells_what_it_spent_with_what_was_before(run_folder, capsys)
 
 
 @pytest.mark.parametrize("argument", [["--epsilon", "1"], ["--set", "server.rounds=1"]])
-def test_spent_budget_cannot_be_argued_with(run_folder, argument, capsys):
-    assert main(["privacy", str(run_folder), *argument]) == 2
-    assert "cannot be changed" in capsys.readouterr().err
+def test_spent_budget_cannot_be_argued_with(run_folder, argument, refused):
+    assert "cannot be changed" in refused("privacy", run_folder, *argument)
 
 
 @pytest.mark.parametrize("content", ["", "{", "[]", "{}", '{"version": 99}', '{"version": 1}'])
-def test_broken_card_is_one_line(run_folder, content, capsys):
+def test_broken_card_is_one_line(run_folder, content, refused):
     (run_folder / "privacy.json").write_text(content)
-    assert main(["privacy", str(run_folder)]) == 2
-    error = capsys.readouterr().err
-    assert len(error.splitlines()) == 1
-    assert "privacy.json" in error
+    assert "privacy.json" in refused("privacy", run_folder)
 
 
-def test_run_without_a_release_says_so(run_folder, capsys):
+def test_run_without_a_release_says_so(run_folder, refused):
     (run_folder / "privacy.json").unlink()
-    assert main(["privacy", str(run_folder)]) == 2
-    assert "nothing was released yet" in capsys.readouterr().err
+    assert "nothing was released yet" in refused("privacy", run_folder)

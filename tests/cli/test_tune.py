@@ -9,47 +9,33 @@ from pathlib import Path
 
 import pytest
 
-from tf_dpfl.cli.main import main
 from tf_dpfl.protocol.plan_files import load_plan
 
 DIGITS = Path(__file__).parents[2] / "examples" / "digits.toml"
 
 
-def refused(capsys, *arguments):
-    """Standard error of a command that must refuse its input."""
-    try:
-        status = main(["tune", *map(str, arguments)])
-    except SystemExit as end:
-        status = end.code
-    assert status == 2
-    output = capsys.readouterr()
-    assert output.out == ""
-    return output.err
-
-
-def test_the_user_must_say_whose_data_these_are(capsys, plan_file, tmp_path):
-    said = refused(capsys, plan_file, "--over", "clip_norm=1,2", "--out", tmp_path / "o")
+def test_the_user_must_say_whose_data_these_are(refused, plan_file, tmp_path):
+    said = refused("tune", plan_file, "--over", "clip_norm=1,2", "--out", tmp_path / "o")
     assert "--data" in said and "required" in said
 
 
-def test_every_fault_is_one_line_and_leaves_nothing(capsys, plan_file, tmp_path):
+def test_every_fault_is_one_line_and_leaves_nothing(refused, plan_file, tmp_path):
     out = tmp_path / "o"
     said = refused(
-        capsys,
-        *(plan_file, "--out", out, "--data", "public"),
+        *("tune", plan_file, "--out", out, "--data", "public"),
         *("--over", "clip_norm=0,1", "colour=1,2", "--over", "clients_per_round=10,70"),
+        faults=2,
     )
-    lines = said.splitlines()
-    assert len(lines) == 2 and all(line.startswith("dpfl: --over") for line in lines)
+    assert all(line.startswith("dpfl: --over") for line in said.splitlines())
     assert not out.exists()
 
 
 @pytest.mark.parametrize(
     "option", [("--mean-tries", "0"), ("--score-noise", "nan"), ("--points", "0"), ("--folds", "x")]
 )
-def test_numbers_out_of_range_are_refused(capsys, plan_file, tmp_path, option):
-    arguments = (plan_file, "--over", "clip_norm=1,2", "--out", tmp_path / "o", "--data", "public")
-    assert option[0] in refused(capsys, *arguments, *option)
+def test_numbers_out_of_range_are_refused(refused, plan_file, tmp_path, option):
+    command = ("tune", plan_file, "--over", "clip_norm=1,2", "--out", tmp_path / "o")
+    assert option[0] in refused(*command, "--data", "public", *option)
 
 
 @pytest.mark.slow

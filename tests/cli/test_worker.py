@@ -15,7 +15,6 @@ import psutil
 import pytest
 
 from tf_dpfl.cli import arguments
-from tf_dpfl.cli.main import main
 from tf_dpfl.simulation.worker_process import can_be_kept_apart
 
 DPFL = [sys.executable, "-m", "tf_dpfl.cli.main"]
@@ -94,29 +93,23 @@ def test_a_worker_is_reached_on_its_address_alone_or_warns(tmp_path):
     assert "close it from outside" in (tmp_path / "log").read_text()
 
 
-def test_a_port_that_is_taken_is_refused(capsys):
+def test_a_port_that_is_taken_is_refused(refused):
     with socket.create_server(("127.0.0.1", 0)) as listener:
         port = listener.getsockname()[1]
-        assert main(["worker", "--port", str(port)]) == 2
-    (line,) = capsys.readouterr().err.splitlines()
-    assert str(port) in line
+        assert str(port) in refused("worker", "--port", port)
 
 
 @pytest.mark.parametrize("host", ["no.such.host.invalid", "203.0.113.1", "a" * 70, "ä..b"])
 @pytest.mark.skipif(not APART, reason="every interface is taken, whatever --host says")
-def test_an_address_of_another_machine_is_refused(host, capsys):
-    assert main(["worker", "--port", "0", "--host", host]) == 2
-    assert len(capsys.readouterr().err.splitlines()) == 1
+def test_an_address_of_another_machine_is_refused(host, refused):
+    refused("worker", "--port", 0, "--host", host)
 
 
 @pytest.mark.parametrize(
     "text", ["", "host", "host:", ":7000", "host:0", "host:70000", "a:1,", "a:1,a:1", "a:x"]
 )
-def test_wrong_workers_are_refused_in_one_line(text, plan_file, tmp_path, capsys):
-    with pytest.raises(SystemExit) as end:
-        main(["simulate", str(plan_file), "--out", str(tmp_path / "r"), "--workers", text])
-    assert end.value.code == 2
-    assert len(capsys.readouterr().err.splitlines()) == 1
+def test_wrong_workers_are_refused_in_one_line(text, plan_file, tmp_path, refused):
+    refused("simulate", plan_file, "--out", tmp_path / "r", "--workers", text)
 
 
 def test_workers_are_read_in_their_order():

@@ -52,15 +52,13 @@ def test_written_folder_is_a_data_set_of_its_own(plan_file, tmp_path):
         (["--test", "out/test.npz"], "lies among the clients' files"),
     ],
 )
-def test_bad_choice_writes_nothing(plan_file, arguments, said, tmp_path, monkeypatch, capsys):
+def test_bad_choice_writes_nothing(plan_file, arguments, said, tmp_path, monkeypatch, refused):
     monkeypatch.chdir(tmp_path)
-    assert main(["data", "write", str(plan_file), "--out", "out", *arguments]) == 2
-    assert said in capsys.readouterr().err
+    assert said in refused("data", "write", plan_file, "--out", "out", *arguments)
     assert list(tmp_path.iterdir()) == []
 
 
-def test_folder_with_other_files_is_refused(plan_file, tmp_path, capsys):
+def test_folder_with_other_files_is_refused(plan_file, tmp_path, refused):
     (tmp_path / "client_99.npz").write_bytes(b"")
-    assert main(["data", "write", str(plan_file), "--out", str(tmp_path)]) == 2
-    assert "not empty" in capsys.readouterr().err
+    assert "not empty" in refused("data", "write", plan_file, "--out", tmp_path)
     assert [path.name for path in tmp_path.iterdir()] == ["client_99.npz"]

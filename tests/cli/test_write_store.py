@@ -11,7 +11,9 @@ from tf_dpfl.data.federated import load_federated_data
 from tf_dpfl.protocol.plan_files import load_plan
 
 
-def test_a_store_holds_the_clients_and_the_test_split_of_the_plan(plan_file, tmp_path, capsys):
+def test_a_store_holds_the_clients_and_the_test_split_of_the_plan(
+    plan_file, tmp_path, capsys, refused
+):
     out = tmp_path / "store"
     assert main(["data", "store", str(plan_file), "--out", str(out), "--json"]) == 0
     (event,) = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
@@ -23,5 +25,4 @@ def test_a_store_holds_the_clients_and_the_test_split_of_the_plan(plan_file, tmp
         for name, array in data.client(client).items():
             np.testing.assert_array_equal(stored.client(client)[name], array)
     np.testing.assert_array_equal(stored.test["x"], data.test["x"])
-    assert main(["data", "store", str(plan_file), "--out", str(out)]) == 2
-    assert "exists already" in capsys.readouterr().err
+    assert "exists already" in refused("data", "store", plan_file, "--out", out)

@@ -185,6 +185,8 @@ def test_the_section_survives_files_and_older_plans_have_none(tmp_path):
     [
         ({"epsilon": 1.0}, "written by dpfl tune"),
         ({"tries": 3}, "written by dpfl tune"),
+        ({"data": "public"}, 'tuning.data="public" needs tuning.how'),
+        ({"data": "private", "how": ""}, 'tuning.data="private" needs tuning.how'),
         ({"method": "grid", "tries": 3}, "needs tuning.data"),
         ({"method": "grid", "data": "public"}, "needs tuning.tries"),
         ({"method": "random", "data": "public"}, "needs tuning.mean_tries"),

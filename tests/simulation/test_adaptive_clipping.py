@@ -1,27 +1,22 @@
-"""A clip norm that follows the users' norms: its direction, its noise, its way through a run."""
+"""A round's clip norm, its noise and its count, beside a readable loop and tensorflow-privacy."""
 
-import json
 import math
-import shutil
 from dataclasses import replace
 
 import numpy as np
 import pytest
 import tensorflow as tf
 import tensorflow_privacy as tfp
+from adapting import SEED, STILL, adaptive_plan, rounds_of, updates_of
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from kills import simulate_until_killed
-from plans import digits_plan, small_mlp, with_server
-from test_process import USERS, clipped_update, flat, start
+from plans import digits_plan, small_mlp
+from process_rounds import USERS, start
 
 from tf_dpfl.client_work.computation import ClientComputation
 from tf_dpfl.data.federated import load_federated_data
-from tf_dpfl.export.task import export_client
 from tf_dpfl.protocol import clip_norms as servers
 from tf_dpfl.protocol.clipping import clip_by_global_norm
-from tf_dpfl.protocol.errors import StateError
-from tf_dpfl.protocol.manifest import verify_manifest
 from tf_dpfl.protocol.plan import plan_from_dict, plan_to_dict
 from tf_dpfl.simulation.adaptive_clipping import (
     first_clip_norm,
@@ -32,64 +27,11 @@ from tf_dpfl.simulation.noise import CLIP_COUNT, SERVER, derive_seed, seeded_gau
 from tf_dpfl.simulation.process import build_learning_process
 from tf_dpfl.simulation.runtime import tff_runtime
 from tf_dpfl.simulation.shard import choose_training, make_shards
-from tf_dpfl.simulation.simulate import simulate
-
-SEED = np.array([5, 6], np.int64)
-STILL = 1e-30  # a server that keeps the model, so that the users' norms stay what they are
 
 
 @pytest.fixture(scope="module")
 def data():
     return load_federated_data(digits_plan())
-
-
-def adaptive_plan(*, learning_rate=1.0, population=40, cohort=8, local=None, **privacy):
-    plan = with_server(digits_plan(adaptive_clipping=True, **privacy), learning_rate=learning_rate)
-    clients = replace(plan.clients, population=population, clients_per_round=cohort)
-    training = replace(plan.local_training, **(local or {}))
-    return replace(plan, clients=clients, local_training=training)
-
-
-def rounds_of(plan, model, data, rounds, users=USERS, shards=None):
-    """(clip norm of every round and of the one after, weights after every round)."""
-    clip_norms, weights = [], [start(model)]
-    with tff_runtime():
-        process = build_learning_process(plan, model, data, noise_seed=SEED)
-        state = process.initialize()
-        for _ in range(rounds):
-            output = process.next(
-                state, make_shards(data, users, plan) if shards is None else shards
-            )
-            state = output.state
-            clip_norms.append(float(output.metrics["clip_norm"]))
-            weights.append(flat(process.get_model_weights(state)))
-    return [*clip_norms, float(state.aggregator["clip_norm"])], weights
-
-
-def updates_of(plan, model, data, users):
-    """Every user's update, by a readable loop."""
-    plan = replace(plan, privacy=replace(plan.privacy, clip_norm=1e9))
-    return [clipped_update(plan, model, *data.client(int(u)).values()) for u in users]
-
-
-@pytest.mark.parametrize(("factor", "quantile"), [(0.01, 0.5), (100.0, 0.5), (100.0, 0.2)])
-def test_the_clip_norm_finds_the_quantile_from_far_off(data, factor, quantile):
-    """With the wrong sign it would run away to one of its ends."""
-    tf.keras.utils.set_random_seed(3)
-    model, users = small_mlp(), np.arange(40)
-    plan = adaptive_plan(
-        learning_rate=STILL, cohort=40, target_quantile=quantile, clip_learning_rate=0.4
-    )
-    norms = np.sort([np.linalg.norm(u) for u in updates_of(plan, model, data, users)])
-    true = float(np.quantile(norms, quantile))
-    plan = replace(plan, privacy=replace(plan.privacy, clip_norm=factor * true))
-    clip_norms, weights = rounds_of(plan, model, data, 30, users)
-    np.testing.assert_allclose(weights[-1], weights[0], atol=1e-28)
-    assert clip_norms[0] == pytest.approx(factor * true)
-    towards = np.sign(math.log(1 / factor))
-    assert np.sign(math.log(clip_norms[1] / clip_norms[0])) == towards
-    assert abs(np.mean(norms <= clip_norms[-1]) - quantile) <= 0.15
-    assert abs(math.log(clip_norms[-1] / true)) < 0.1
 
 
 def test_without_noise_it_is_tensorflow_privacys_clip_norm(data):
@@ -261,81 +203,6 @@ def test_a_fixed_clip_norm_is_no_part_of_the_state(data):
     with tff_runtime():
         state = process.initialize()
     assert tf.nest.flatten(state.aggregator["clip_norm"]) == []
-
-
-RUN = with_server(
-    digits_plan(
-        adaptive_clipping=True,
-        noise_multiplier=1.0,
-        clip_count_stddev=1.0,
-        clip_norm=0.01,
-        clip_learning_rate=0.5,
-    ),
-    rounds=6,
-    optimizer="momentum",
-)
-
-
-def metrics(folder):
-    records = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
-    return [{k: v for k, v in record.items() if k != "seconds"} for record in records]
-
-
-@pytest.fixture(scope="module")
-def whole(tmp_path_factory, data):
-    return simulate(RUN, tmp_path_factory.mktemp("adaptive") / "whole", data=data, seed=7)
-
-
-def test_a_killed_run_goes_on_with_the_clip_norm_it_would_have_had(whole, tmp_path, data):
-    """Killed one round behind a checkpoint."""
-    folder = tmp_path / "run"
-    simulate_until_killed(RUN, folder, in_round=5)
-    resumed = simulate(RUN, folder, data=data)
-    assert metrics(folder) == metrics(whole.folder)
-    for new, old in zip(resumed.model.get_weights(), whole.model.get_weights()):
-        np.testing.assert_array_equal(new, old)
-
-
-def test_a_run_shows_its_clip_norms(whole):
-    shown = [record["clip_norm"] for record in metrics(whole.folder)]
-    assert shown[0] == pytest.approx(0.01) and len(set(shown)) == 6
-    assert shown[-1] > shown[0]  # it began far too small
-    assert "Clip norm" in (whole.folder / "report.html").read_text()
-    assert "clip norm of each round" in whole.card.to_json()["released"]
-
-
-@pytest.mark.parametrize(
-    ("overrides", "adapts", "clip_norm"),
-    [
-        ([], True, None),
-        (["privacy.adaptive_clipping=false", "privacy.clip_norm=0.75"], False, 0.75),
-    ],
-)
-def test_devices_go_on_with_the_clip_norm_a_run_came_to(
-    whole, tmp_path, overrides, adapts, clip_norm
-):
-    """Unless they are told another one, or to keep it."""
-    task = export_client(
-        whole.folder, tmp_path / "task", signing_key=tmp_path / "key.pem", overrides=overrides
-    )
-    privacy = task.plan.privacy
-    assert privacy.clip_norm == (clip_norm or metrics(whole.folder)[-1]["clip_norm"])
-    assert privacy.adaptive_clipping is adapts and task.prior_spending
-    assert verify_manifest(
-        (tmp_path / "task" / "manifest.json").read_bytes(),
-        (tmp_path / "task" / "manifest.sig").read_text().strip(),
-        public_key=(tmp_path / "task" / "public_key.txt").read_text().strip(),
-    )
-
-
-@pytest.mark.parametrize("lines", ["", "{", "[]", '{"round": 1}', '{"clip_norm": true}'])
-def test_a_run_that_does_not_say_where_its_clip_norm_came_to_is_not_exported(
-    whole, tmp_path, lines
-):
-    run = shutil.copytree(whole.folder, tmp_path / "run")
-    (run / "metrics.jsonl").write_text(lines)
-    with pytest.raises(StateError, match=r"metrics\.jsonl: .*clip_norm"):
-        export_client(run, tmp_path / "task", signing_key=tmp_path / "key.pem")
 
 
 @given(

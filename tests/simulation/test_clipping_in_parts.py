@@ -6,7 +6,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 from plans import digits_plan, small_mlp
-from test_process import USERS, clipped_update, flat, start
+from process_rounds import USERS, clipped_update, flat, start
 
 from tf_dpfl.client_work.computation import ClientComputation, layout_of
 from tf_dpfl.data.federated import load_federated_data

@@ -2,15 +2,13 @@
 
 import csv
 import json
-import signal
-import subprocess
-import sys
 from dataclasses import replace
 from html.parser import HTMLParser
 
 import numpy as np
 import pytest
 import tensorflow as tf
+from kills import run_until_killed
 from plans import digits_plan, with_server
 
 from tf_dpfl.cli.main import main
@@ -18,7 +16,7 @@ from tf_dpfl.client_work.computation import layout_of
 from tf_dpfl.data.federated import load_federated_data
 from tf_dpfl.protocol.errors import DataError, StateError
 from tf_dpfl.protocol.plan import plan_from_dict, plan_to_dict
-from tf_dpfl.protocol.plan_files import load_plan, plan_to_toml
+from tf_dpfl.protocol.plan_files import load_plan
 from tf_dpfl.protocol.tensors import vector_to_bytes
 from tf_dpfl.simulation.comparing import compare
 from tf_dpfl.simulation.comparing_plans import NAMES
@@ -154,7 +152,30 @@ def test_the_table_of_variants_sums_up_the_rounds(finished):
         assert float(row["seconds"]) == pytest.approx(sum(m["seconds"] for m in metrics))
         assert float(row["seconds_per_round"]) == pytest.approx(float(row["seconds"]) / 3)
     assert rows["server-tree"]["sampling"] == "min_separation"
-    assert float(rows["device-gaussian"]["noise_multiplier"]) == 1.0
+
+
+def test_noise_of_draws_and_of_rounds_are_kept_apart(finished):
+    """One column would have the variants' noise compared by numbers of two kinds."""
+    result, _, _ = finished
+    rows = {row["variant"]: row for row in rows_of(result.folder / "variants.csv")}
+    page = Page((result.folder / "compare.html").read_text())
+    columns = (
+        "noise multiplier of each round's sum",
+        "noise multiplier of correlated noise's draws",
+    )
+    of_rounds, of_draws = (page.tables[0][0].index(name) for name in columns)
+    shown = {row[0]: (row[of_rounds], row[of_draws]) for row in page.tables[0][1:]}
+    assert "The two columns of noise multipliers are not to be compared" in page.text
+    for outcome in result.outcomes:
+        row = rows[outcome.name]
+        written = row["noise_multiplier"], row["noise_multiplier_of_correlated_draws"]
+        noise = outcome.plan.privacy.noise_multiplier
+        if outcome.name in ("server-tree", "server-banded"):
+            assert noise > 0 and written == ("", str(noise))
+            assert shown[outcome.name] == ("", f"{noise:.4g}")
+        else:
+            assert noise == (1.0 if outcome.name == "device-gaussian" else 0.0)
+            assert written == (str(noise), "") and shown[outcome.name] == (f"{noise:g}", "")
 
 
 def test_bytes_are_those_of_the_protocols_vectors(finished, data):
@@ -199,6 +220,7 @@ class Page(HTMLParser):
     def __init__(self, text):
         super().__init__()
         self.open, self.attributes, self.tags, self.text = [], [], [], ""
+        self.tables = []
         self.feed(text)
         self.close()
         assert not self.open
@@ -208,6 +230,12 @@ class Page(HTMLParser):
         self.attributes += attrs
         if tag not in self.VOID:
             self.open.append(tag)
+        if tag == "table":
+            self.tables.append([])
+        elif tag == "tr":
+            self.tables[-1].append([])
+        elif tag in ("td", "th"):
+            self.tables[-1][-1].append("")
 
     def handle_startendtag(self, tag, attrs):
         self.tags.append(tag)
@@ -218,6 +246,8 @@ class Page(HTMLParser):
 
     def handle_data(self, data):
         self.text += data
+        if {"td", "th"} & set(self.open[-1:]):
+            self.tables[-1][-1][-1] += data
 
 
 def test_the_report_needs_nothing_but_itself(finished):
@@ -299,37 +329,19 @@ def test_without_a_test_split_nothing_can_be_compared(tmp_path, data):
     assert not (tmp_path / "one").exists()
 
 
-KILLED = """
-import os, sys
-os.environ["TF_CPP_MIN_LOG_LEVEL"] = "3"
-from tf_dpfl.protocol.plan_files import load_plan
-from tf_dpfl.simulation.comparing import compare
-def stop(event):
-    if event["event"] == "round" and (event["variant"], event["round"]) == ("server-tree", 3):
-        os.kill(os.getpid(), 9)
-compare(load_plan(sys.argv[1]), sys.argv[2], data_is="public", seed=5, on_event=stop,
-        only=["central", "server-tree", "server-banded"])
-"""
-
-
 @pytest.mark.slow
 def test_a_killed_comparison_goes_on_to_the_same_figures(tmp_path, data):
-    plan = with_server(PLAN, rounds=4)
+    plan, folder = with_server(PLAN, rounds=4), tmp_path / "killed"
     only = ["central", "server-tree", "server-banded"]
-    options = {"data_is": "public", "seed": 5, "data": data, "only": only}
-    whole = compare(plan, tmp_path / "whole", **options)
-    plan_file, folder = tmp_path / "plan.toml", tmp_path / "killed"
-    plan_file.write_text(plan_to_toml(plan))
-    with open(tmp_path / "log", "wb") as log:
-        status = subprocess.run(
-            [sys.executable, "-c", KILLED, str(plan_file), str(folder)],
-            stdout=log,
-            stderr=log,
-            timeout=240,
-        ).returncode
-    assert status == -signal.SIGKILL, (tmp_path / "log").read_text()
+    options = {"data_is": "public", "seed": 5, "only": only}
+    whole = compare(plan, tmp_path / "whole", data=data, **options)
+    run_until_killed(
+        f"compare(plan, out, on_event=on_event, **{options})",
+        *(plan, folder),
+        last={"event": "round", "variant": "server-tree", "round": 3},
+    )
     events = []
-    resumed = compare(plan, folder, on_event=events.append, **options)
+    resumed = compare(plan, folder, data=data, on_event=events.append, **options)
     ran = [(e["variant"], e["round"]) for e in events if e["event"] == "round"]
     assert ran[0] == ("server-tree", 3)  # from the checkpoint after round 2
     assert not any(name == "central" for name, _ in ran)
@@ -353,6 +365,7 @@ def test_example_level_plans_compare_what_protects_examples(tmp_path, data):
     rows = {row["variant"]: row for row in rows_of(result.folder / "variants.csv")}
     assert rows["device-gaussian"]["unit"] == "example"
     assert 'unit="example"' in rows["server-tree"]["not_compared_because"]
+    assert "noise multiplier of each local step" in page and "two columns of noise" not in page
 
 
 @pytest.mark.slow

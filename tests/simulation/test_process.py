@@ -1,6 +1,5 @@
-"""The TFF process held to a readable loop; noise, cohort and release rules."""
+"""The TFF process held to a readable loop; clipping, shards and what it refuses."""
 
-import math
 from dataclasses import replace
 
 import numpy as np
@@ -8,15 +7,13 @@ import pytest
 import tensorflow as tf
 import tensorflow_federated as tff
 from plans import digits_plan, small_mlp, with_server
+from process_rounds import USERS, clipped_update, flat, one_round, start
 
 from tf_dpfl.data.federated import load_federated_data
-from tf_dpfl.protocol.clipping import clip_by_global_norm
 from tf_dpfl.protocol.errors import ModelError, PlanError
 from tf_dpfl.simulation.process import _starts_at_zero, build_learning_process
 from tf_dpfl.simulation.runtime import tff_runtime
 from tf_dpfl.simulation.shard import make_shards
-
-USERS = np.array([3, 5, 8, 13, 21, 34, 35], np.int64)
 
 
 @pytest.fixture(scope="module")
@@ -28,39 +25,6 @@ def data():
 def runtime():
     with tff_runtime():
         yield
-
-
-def flat(weights):
-    return np.concatenate([np.asarray(w).ravel() for w in weights.trainable])
-
-
-def one_round(plan, model, data, users=USERS, rounds=1, noise_seed=None):
-    process = build_learning_process(plan, model, data, noise_seed=noise_seed)
-    state = process.initialize()
-    for _ in range(rounds):
-        output = process.next(state, make_shards(data, users, plan))
-        state = output.state
-    return flat(process.get_model_weights(state)), output.metrics
-
-
-def start(model):
-    return np.concatenate([v.numpy().ravel() for v in model.trainable_variables])
-
-
-def clipped_update(plan, model, x, y):
-    """One user's clipped update by a readable loop."""
-    local = tf.keras.models.clone_model(model)
-    local.set_weights(model.get_weights())
-    optimizer = tf.keras.optimizers.legacy.SGD(plan.local_training.learning_rate)
-    loss = tf.keras.losses.SparseCategoricalCrossentropy(from_logits=True)
-    size = plan.local_training.batch_size
-    for _ in range(plan.local_training.epochs):
-        for begin in range(0, len(y), size):
-            with tf.GradientTape() as tape:
-                value = loss(y[begin : begin + size], local(x[begin : begin + size]))
-            gradients = tape.gradient(value, local.trainable_variables)
-            optimizer.apply_gradients(zip(gradients, local.trainable_variables))
-    return clip_by_global_norm(start(local) - start(model), clip_norm=plan.privacy.clip_norm)
 
 
 def test_is_a_tff_learning_process_that_gives_and_takes_weights(data):
@@ -93,53 +57,6 @@ def test_clipping_bounds_what_one_user_can_do(data):
     moved = np.linalg.norm((weights - start(model)).astype(np.float64))
     bound = 1e-3 / plan.clients.clients_per_round
     assert 0.5 * bound < moved <= bound * 1.01  # float32 rounding of the weights
-
-
-@pytest.mark.parametrize("place", ["device", "server"])
-def test_noise_has_the_deviation_the_plan_promises(data, place):
-    model = small_mlp()
-    plan = digits_plan(noise=place, noise_multiplier=3.0)
-    quiet, _ = one_round(digits_plan(noise=place), model, data)
-    noisy, _ = one_round(plan, model, data)
-    privacy = plan.privacy
-    variance = (3.0 * privacy.clip_norm) ** 2
-    if place == "device":  # one share from each report
-        variance *= len(USERS) / privacy.smallest_cohort
-    expected = math.sqrt(variance) / plan.clients.clients_per_round
-    # The relative deviation of an estimate from d values is 1 / sqrt(2 d).
-    assert np.std(noisy - quiet) == pytest.approx(expected, rel=5 / math.sqrt(2 * quiet.size))
-
-
-def test_sum_carries_the_full_noise_at_the_smallest_cohort(data):
-    model, users = small_mlp(), USERS[:4]
-    quiet, _ = one_round(digits_plan(), model, data, users)
-    noisy, metrics = one_round(digits_plan(noise_multiplier=3.0), model, data, users)
-    assert metrics["released"]
-    of_sum = np.std(noisy - quiet) * digits_plan().clients.clients_per_round
-    assert of_sum >= 3.0 * 0.5 * (1 - 5 / math.sqrt(2 * quiet.size))
-
-
-def test_users_rounds_and_runs_draw_their_own_noise(data):
-    model = small_mlp()
-    plan = digits_plan(noise_multiplier=3.0, smallest_cohort=1, clip_norm=1e-3)
-    first, _ = one_round(plan, model, data, USERS[:1])
-    assert not np.allclose(first, one_round(plan, model, data, USERS[:1])[0])  # another run
-    seed = np.array([1, 2], np.int64)
-    one, _ = one_round(plan, model, data, USERS[:1], noise_seed=seed)
-    np.testing.assert_array_equal(one, one_round(plan, model, data, USERS[:1], noise_seed=seed)[0])
-    other_user, _ = one_round(plan, model, data, USERS[1:2], noise_seed=seed)
-    assert abs(np.corrcoef(one - start(model), other_user - start(model))[0, 1]) < 0.2
-    two_rounds, _ = one_round(plan, model, data, USERS[:1], rounds=2, noise_seed=seed)
-    second_round = two_rounds - one
-    assert abs(np.corrcoef(one - start(model), second_round)[0, 1]) < 0.2
-
-
-@pytest.mark.parametrize("users", [USERS[:0], USERS[:1], USERS[:3]])
-def test_too_small_a_round_releases_nothing(data, users):
-    plan, model = digits_plan(noise_multiplier=1.0), small_mlp()
-    weights, metrics = one_round(plan, model, data, users)
-    np.testing.assert_array_equal(weights, start(model))
-    assert metrics["reports"] == len(users) and not metrics["released"]
 
 
 def test_users_weigh_equally_whatever_they_hold(data):

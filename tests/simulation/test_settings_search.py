@@ -2,14 +2,12 @@
 
 import json
 import shutil
-import signal
-import subprocess
-import sys
 from dataclasses import replace
 
 import numpy as np
 import pytest
 import tensorflow as tf
+from kills import run_until_killed
 from plans import digits_plan, with_server
 
 from tf_dpfl.cli.main import main
@@ -17,7 +15,7 @@ from tf_dpfl.data.federated import load_federated_data
 from tf_dpfl.privacy.accounting import central_epsilon
 from tf_dpfl.privacy.mechanism import mechanism_of_plan
 from tf_dpfl.protocol.errors import DataError, PlanError, StateError
-from tf_dpfl.protocol.plan_files import load_plan, plan_to_toml
+from tf_dpfl.protocol.plan_files import load_plan
 from tf_dpfl.protocol.tuning_section import UNSTATED
 from tf_dpfl.simulation.run_folder import open_run
 from tf_dpfl.simulation.tuning import tune
@@ -158,19 +156,6 @@ def test_another_plan_is_not_mixed_in(finished, data):
         )
 
 
-KILLED = """
-import os, sys
-os.environ["TF_CPP_MIN_LOG_LEVEL"] = "3"
-from tf_dpfl.protocol.plan_files import load_plan
-from tf_dpfl.simulation.tuning import tune
-def stop(event):
-    if event["event"] == "round" and (event["try"], event["fold"], event["round"]) == (2, 1, 2):
-        os.kill(os.getpid(), 9)
-tune(load_plan(sys.argv[1]), ["learning_rate=0.1,0.3"], sys.argv[2], data_is="private", folds=2,
-     score_noise=2.0, seed=5, on_event=stop)
-"""
-
-
 def test_a_run_does_not_go_on_without_what_it_says_of_its_search(finished):
     result, _ = finished
     bare = replace(result.best_plan, tuning=UNSTATED)
@@ -197,21 +182,16 @@ def test_the_best_try_is_scored_again_where_its_score_was_lost(finished, data, t
 
 @pytest.mark.slow
 def test_a_killed_search_goes_on_to_the_same_table(tmp_path, data):
-    options = {"data_is": "private", "folds": 2, "score_noise": 2.0, "seed": 5, "data": data}
-    over = ["learning_rate=0.1,0.3"]
-    whole = tune(PLAN, over, tmp_path / "whole", **options)
-    plan_file, folder = tmp_path / "plan.toml", tmp_path / "killed"
-    plan_file.write_text(plan_to_toml(PLAN))
-    with open(tmp_path / "log", "wb") as log:
-        status = subprocess.run(
-            [sys.executable, "-c", KILLED, str(plan_file), str(folder)],
-            stdout=log,
-            stderr=log,
-            timeout=240,
-        ).returncode
-    assert status == -signal.SIGKILL, (tmp_path / "log").read_text()
+    options = {"data_is": "private", "folds": 2, "score_noise": 2.0, "seed": 5}
+    over, folder = ["learning_rate=0.1,0.3"], tmp_path / "killed"
+    whole = tune(PLAN, over, tmp_path / "whole", data=data, **options)
+    run_until_killed(
+        f"tune(plan, {over}, out, on_event=on_event, **{options})",
+        *(PLAN, folder),
+        last={"event": "round", "try": 2, "fold": 1, "round": 2},
+    )
     events = []
-    resumed = tune(PLAN, over, folder, **{**options, "on_event": events.append})
+    resumed = tune(PLAN, over, folder, data=data, on_event=events.append, **options)
     assert resumed.ranking == whole.ranking
     assert table(folder) == table(whole.folder)
     ran = {(e["try"], e["fold"], e["round"]) for e in events if e["event"] == "round"}

@@ -25,6 +25,47 @@ _NO_TERMINAL_WIDTH = 120
 SIGNING_KEY_VARIABLE = "DPFL_SIGNING_KEY"
 
 
+def add_plan(parser: argparse.ArgumentParser) -> None:
+    """Adds `PLAN`, which `plan_of` reads."""
+    parser.add_argument(
+        "plan", type=Path, metavar="PLAN", help="a plan (TOML), or a RUN folder for its plan"
+    )
+
+
+def add_out(parser: argparse.ArgumentParser, *, metavar: str, about: str) -> None:
+    """Adds `--out`, which must be given; `about` says what is there, or may not be there."""
+    parser.add_argument("--out", type=Path, required=True, metavar=metavar, help=about)
+
+
+def add_data_is(parser: argparse.ArgumentParser, *, about: str) -> None:
+    """Adds `--data`, which must say whose data these are; `about` says what follows from it."""
+    parser.add_argument(
+        "--data", required=True, choices=("public", "synthetic", "private"), help=about
+    )
+
+
+def add_seed(parser: argparse.ArgumentParser, *, repeats: str) -> None:
+    """Adds `--seed`, which makes `repeats` the same again."""
+    parser.add_argument(
+        "--seed",
+        type=whole_number,
+        help=f"make {repeats} repeatable, for studies only: whoever knows the seed can take the "
+        "noise off; default: the operating system's randomness",
+    )
+
+
+def add_workers(parser: argparse.ArgumentParser) -> None:
+    """Adds `--workers`."""
+    parser.add_argument(
+        "--workers",
+        type=addresses,
+        default=(),
+        metavar="HOST:PORT,...",
+        help="compute on these machines (dpfl worker) instead of all cores of this one; a worker "
+        "that dies is survived",
+    )
+
+
 def add_overrides(parser: argparse.ArgumentParser) -> None:
     """Adds `--set`, which may be repeated."""
     parser.add_argument(
@@ -36,9 +77,9 @@ def add_overrides(parser: argparse.ArgumentParser) -> None:
     )
 
 
-def add_json(parser: argparse.ArgumentParser) -> None:
+def add_json(parser: argparse.ArgumentParser, *, about: str = "one JSON line per event") -> None:
     """Adds `--json`."""
-    parser.add_argument("--json", action="store_true", help="one JSON line per event")
+    parser.add_argument("--json", action="store_true", help=about)
 
 
 def add_signing_key(parser: argparse.ArgumentParser) -> None:
@@ -72,18 +113,28 @@ def plan_of(path: Path, *, overrides: Sequence[str]) -> Plan:
     """The plan in the file `path`, or in the RUN folder `path`.
 
     Modules in the current folder, then in the plan's, can be imported after it:
-    `task.model` may name a function there.
+    `task.model` may name a function there. Where an override takes a central target away
+    that it does not name, that is said on standard error.
 
     Raises PlanError with every fault, StateError for a folder without a plan.
     """
-    from tf_dpfl.protocol.plan_files import load_plan
+    from tf_dpfl.protocol.plan_files import load_plan, noise_in_favour_of_local_target
 
     if path.is_dir():
         if not is_run(path):
             raise StateError(f"{path}: a folder without {PLAN_FILE}; name a plan or a RUN folder")
         path = path / PLAN_FILE
     make_importable(path.parent)
-    return load_plan(path, overrides=overrides)
+    plan = load_plan(path, overrides=overrides)
+    replaced = noise_in_favour_of_local_target(path, overrides=overrides)
+    if replaced:
+        print(
+            f"dpfl: warning: --set privacy.target_local_epsilon replaces the plan's {replaced}, "
+            "and with it the central epsilon that this was for; to keep to one as well, add "
+            "--set privacy.target_epsilon=E",
+            file=sys.stderr,
+        )
+    return plan
 
 
 def make_importable(folder: Path) -> None:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import argparse
 from collections.abc import Mapping
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from tf_dpfl.cli import arguments
@@ -28,19 +27,11 @@ def add_parser(commands: Commands) -> None:
         "and a RUN for each variant. A comparison that was stopped goes on where it stopped when "
         "it is started again.",
     )
-    parser.add_argument("plan", type=Path, metavar="PLAN", help="the plan (TOML)")
-    parser.add_argument(
-        "--out",
-        type=Path,
-        required=True,
-        metavar="DIR",
-        help="the comparison's folder, new or to resume",
-    )
-    parser.add_argument(
-        "--data",
-        required=True,
-        choices=("public", "synthetic", "private"),
-        help="whose data it runs on: with public or synthetic ones it costs nothing; with private "
+    arguments.add_plan(parser)
+    arguments.add_out(parser, metavar="DIR", about="the comparison's folder, new or to resume")
+    arguments.add_data_is(
+        parser,
+        about="whose data it runs on: with public or synthetic ones it costs nothing; with private "
         "ones the epsilons of all variants add up, which is stated, and those without privacy "
         "are run only if --only names them",
     )
@@ -53,19 +44,8 @@ def add_parser(commands: Commands) -> None:
         help="train these variants alone; others can follow in the same DIR",
     )
     arguments.add_overrides(parser)
-    parser.add_argument(
-        "--seed",
-        type=arguments.whole_number,
-        help="make the comparison repeatable, for studies only: whoever knows the seed can take "
-        "the noise off; default: the operating system's randomness",
-    )
-    parser.add_argument(
-        "--workers",
-        type=arguments.addresses,
-        default=(),
-        metavar="HOST:PORT,...",
-        help="compute on these machines (dpfl worker) instead of all cores of this one",
-    )
+    arguments.add_seed(parser, repeats="the comparison")
+    arguments.add_workers(parser)
     arguments.add_json(parser)
     parser.set_defaults(run=run)
 

@@ -25,7 +25,7 @@ def add_parser(exports: Commands) -> None:
         "the run has spent. Nothing is written unless the file computes what TensorFlow does.",
     )
     parser.add_argument("source", type=Path, metavar="PLAN_OR_RUN", help="a plan or a RUN folder")
-    parser.add_argument("--out", type=Path, required=True, metavar="TASK", help="a new folder")
+    arguments.add_out(parser, metavar="TASK", about="a new folder")
     arguments.add_overrides(parser)
     arguments.add_signing_key(parser)
     parser.add_argument(

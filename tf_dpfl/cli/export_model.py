@@ -27,7 +27,7 @@ def add_parser(exports: Commands) -> None:
         "source", type=Path, metavar="RUN_OR_STATE", help="a RUN folder or a server's STATE folder"
     )
     parser.add_argument("--format", choices=FORMATS, required=True, help="what to write")
-    parser.add_argument("--out", type=Path, required=True, metavar="PATH", help="where to write it")
+    arguments.add_out(parser, metavar="PATH", about="where to write it")
     parser.add_argument(
         "--representative-data",
         type=Path,

@@ -20,7 +20,7 @@ def add_parser(commands: Commands) -> None:
         description="List the models a plan can name in task.model. Any function of yours can be "
         'named too, as "package.module:function".',
     )
-    parser.add_argument("--json", action="store_true", help="one JSON object")
+    arguments.add_json(parser, about="one JSON object")
     parser.set_defaults(run=run)
 
 

@@ -34,7 +34,7 @@ def add_parser(commands: Commands) -> None:
         metavar="PLAN_OR_RUN_OR_STATE",
         help="a plan, a RUN folder or a server's STATE folder",
     )
-    parser.add_argument("--json", action="store_true", help="the card as one JSON object")
+    arguments.add_json(parser, about="the card as one JSON object")
     parser.add_argument(
         "--epsilon",
         type=arguments.epsilon,

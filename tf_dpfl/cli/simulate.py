@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import argparse
 import time
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 from tf_dpfl.cli import arguments
@@ -19,30 +18,16 @@ def add_parser(commands: Commands) -> None:
     parser = commands.add_parser(
         "simulate",
         help="run a plan in TensorFlow Federated",
-        description="Run a plan in TensorFlow Federated. OUT receives the calibrated plan, one "
+        description="Run a plan in TensorFlow Federated. RUN receives the calibrated plan, one "
         "line of metrics a round (and the same for TensorBoard), checkpoints, the trained model, "
         "its privacy card and a report. "
         "A run that was stopped goes on where it stopped when it is started again.",
     )
-    parser.add_argument("plan", type=Path, metavar="PLAN", help="the plan (TOML)")
-    parser.add_argument(
-        "--out", type=Path, required=True, metavar="RUN", help="the run's folder, new or to resume"
-    )
+    arguments.add_plan(parser)
+    arguments.add_out(parser, metavar="RUN", about="the run's folder, new or to resume")
     arguments.add_overrides(parser)
-    parser.add_argument(
-        "--seed",
-        type=arguments.whole_number,
-        help="make cohorts and noise repeatable, for studies only: whoever knows the seed can "
-        "take the noise off; default: the operating system's randomness",
-    )
-    parser.add_argument(
-        "--workers",
-        type=arguments.addresses,
-        default=(),
-        metavar="HOST:PORT,...",
-        help="compute on these machines (dpfl worker) instead of all cores of this one; a worker "
-        "that dies is survived",
-    )
+    arguments.add_seed(parser, repeats="cohorts and noise")
+    arguments.add_workers(parser)
     arguments.add_json(parser)
     parser.set_defaults(run=run)
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import argparse
 from collections.abc import Mapping
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from tf_dpfl.cli import arguments
@@ -25,7 +24,7 @@ def add_parser(commands: Commands) -> None:
         "the best setting (best.toml) and a report. A search that was stopped goes on where it "
         "stopped when it is started again.",
     )
-    parser.add_argument("plan", type=Path, metavar="PLAN", help="the plan (TOML)")
+    arguments.add_plan(parser)
     parser.add_argument(
         "--over",
         action="extend",
@@ -36,19 +35,11 @@ def add_parser(commands: Commands) -> None:
         "looked up in local_training, privacy, server, clients in this order; VALUES is a list "
         "a,b,c or a range a..b, whose points are of equal ratio where both ends are > 0",
     )
-    parser.add_argument(
-        "--out",
-        type=Path,
-        required=True,
-        metavar="DIR",
-        help="the search's folder, new or to resume",
-    )
-    parser.add_argument(
-        "--data",
-        required=True,
-        choices=("public", "synthetic", "private"),
-        help="whose data the search runs on: with public or synthetic ones it costs nothing, with "
-        "private ones its cost is stated",
+    arguments.add_out(parser, metavar="DIR", about="the search's folder, new or to resume")
+    arguments.add_data_is(
+        parser,
+        about="whose data the search runs on: with public or synthetic ones it costs nothing, "
+        "with private ones its cost is stated",
     )
     parser.add_argument(
         "--method",
@@ -85,19 +76,8 @@ def add_parser(commands: Commands) -> None:
         "fold's sum of users' accuracies; default: 5",
     )
     arguments.add_overrides(parser)
-    parser.add_argument(
-        "--seed",
-        type=arguments.whole_number,
-        help="make the search repeatable, for studies only: whoever knows the seed can take the "
-        "noise off; default: the operating system's randomness",
-    )
-    parser.add_argument(
-        "--workers",
-        type=arguments.addresses,
-        default=(),
-        metavar="HOST:PORT,...",
-        help="compute on these machines (dpfl worker) instead of all cores of this one",
-    )
+    arguments.add_seed(parser, repeats="the search")
+    arguments.add_workers(parser)
     arguments.add_json(parser)
     parser.set_defaults(run=run)
 

@@ -28,10 +28,8 @@ def add_parser(commands: Commands) -> None:
         description="Write the examples that a plan gives its clients, one .npz file (arrays x "
         "and y) for each, so that device processes can train on them.",
     )
-    parser.add_argument("plan", type=Path, metavar="PLAN", help="a plan (TOML) or a RUN folder")
-    parser.add_argument(
-        "--out", type=Path, required=True, metavar="DIR", help="a folder, new or empty"
-    )
+    arguments.add_plan(parser)
+    arguments.add_out(parser, metavar="DIR", about="a folder, new or empty")
     parser.add_argument(
         "--clients",
         type=_client_range,

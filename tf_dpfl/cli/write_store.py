@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 from tf_dpfl.cli import arguments
@@ -22,10 +21,8 @@ def add_parser(commands: Commands) -> None:
         'record store: a folder that a plan names with data.source = "store", that opens at '
         "once however many clients it has, and that every worker reads from its own disk.",
     )
-    parser.add_argument("plan", type=Path, metavar="PLAN", help="a plan (TOML) or a RUN folder")
-    parser.add_argument(
-        "--out", type=Path, required=True, metavar="DIR", help="a folder, new or empty"
-    )
+    arguments.add_plan(parser)
+    arguments.add_out(parser, metavar="DIR", about="a folder, new or empty")
     arguments.add_overrides(parser)
     arguments.add_json(parser)
     parser.set_defaults(run=run)

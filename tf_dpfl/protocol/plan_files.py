@@ -55,6 +55,23 @@ def load_plan(path: str | Path, *, overrides: Sequence[str] = ()) -> Plan:
     return replace(plan, data=data)
 
 
+def noise_in_favour_of_local_target(path: str | Path, *, overrides: Sequence[str]) -> str:
+    """What the plan's file says of its noise, as "key=value", where it no longer counts.
+
+    That is where `overrides` name `privacy.target_local_epsilon`, which then decides
+    alone: whatever central epsilon the noise in the file was for is not held to any more.
+    Empty where that is not so. `load_plan` has read the same without a fault.
+    """
+    tree = _parse(Path(path))
+    before = dict(tree["privacy"])
+    for override in overrides:
+        _apply_override(tree, override)
+    asked_of_models = ("noise_multiplier", "target_epsilon")
+    if any(key in tree["privacy"] for key in asked_of_models):
+        return ""
+    return "".join(f"privacy.{key}={before[key]:g}" for key in asked_of_models if key in before)
+
+
 def plan_with(plan: Plan, values: Mapping[str, Any], *, source: str = "plan") -> Plan:
     """The plan with other values of some of its keys ("section.key"), all checked again.
 

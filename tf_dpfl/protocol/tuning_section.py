@@ -88,6 +88,11 @@ def faults_of_tuning(plan: Any) -> Iterable[str]:
             return [
                 "tuning.how_data is written by dpfl tune; whose data it was goes to tuning.data"
             ]
+        if tuning.data != "unstated" and not tuning.how:
+            return [
+                f'tuning.data="{tuning.data}" needs tuning.how: how the settings were chosen on '
+                "these data, in words; or leave both out"
+            ]
         return []
     name = f'tuning.method="{tuning.method}"'
     if tuning.data == "unstated":

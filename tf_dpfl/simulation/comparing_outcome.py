@@ -110,6 +110,18 @@ class Outcome:
         one, every = local["epsilon_one_report"], local["epsilon_all_reports"]
         return _or_infinite(one), _or_infinite(every)
 
+    @property
+    def noise_multipliers(self) -> tuple[float | None, float | None]:
+        """Standard deviations over the clip norm, which are not to be compared; one is None.
+
+        That of the noise on each round's sum (with the unit "example": on each local step's), 0
+        without privacy; and that of the draws which correlated noise is made of.
+        """
+        if self.card is None:
+            return 0.0, None
+        noise = self.plan.privacy.noise_multiplier
+        return (None, noise) if self.plan.privacy.is_correlated else (noise, None)
+
     def epsilon_after(self, record: Mapping[str, Any]) -> float:
         """The central epsilon that one line of the metrics states."""
         return _or_infinite(record.get("central_epsilon"))

@@ -9,6 +9,7 @@ from pathlib import Path
 
 from matplotlib.figure import Figure
 
+from tf_dpfl.privacy.card_line import in_one_line
 from tf_dpfl.privacy.card_words import epsilon_text, words_of
 from tf_dpfl.protocol.files import write_atomically
 from tf_dpfl.simulation.comparing_outcome import Outcome
@@ -25,17 +26,6 @@ from tf_dpfl.simulation.report import (
 )
 
 _LIGHT, _DEEP = "#9ecae1", "#3182bd"
-_HEAD = (
-    "variant",
-    "final accuracy",
-    "best (round)",
-    "epsilon against whoever sees the models",
-    "epsilon against the server: one report / all",
-    "noise multiplier",
-    "sampling",
-    "seconds (a round)",
-    "kB down / up, a user and round",
-)
 
 
 def write_comparison_report(path: Path, found: Found) -> None:
@@ -47,7 +37,7 @@ def write_comparison_report(path: Path, found: Found) -> None:
         "<h2>Accuracy in the end</h2>",
         narrow(_accuracy_bars(found.outcomes)),
         "<h2>Side by side</h2>",
-        wide_table(_HEAD, [_row(outcome) for outcome in found.outcomes]),
+        wide_table(_head(found), [_row(outcome) for outcome in found.outcomes]),
         *_left_out(found),
         "<h2>What is private, against whom</h2>",
         *_list(_guarantees(found)),
@@ -142,9 +132,25 @@ def _epsilon_chart(outcomes: Sequence[Outcome]) -> list[str]:
     ]
 
 
+def _head(found: Found) -> list[str]:
+    noised = "local step" if found.comparison.plan.privacy.unit == "example" else "round's sum"
+    return [
+        "variant",
+        "final accuracy",
+        "best (round)",
+        "epsilon against whoever sees the models",
+        "epsilon against the server: one report / all",
+        f"noise multiplier of each {noised}",
+        "noise multiplier of correlated noise's draws",
+        "sampling",
+        "seconds (a round)",
+        "kB down / up, a user and round",
+    ]
+
+
 def _row(outcome: Outcome) -> list[str]:
     best, best_round = outcome.best
-    plan, is_private = outcome.plan, outcome.variant.is_private
+    plan = outcome.plan
     one, every = outcome.local_epsilons
     traffic = outcome.traffic
     return [
@@ -153,7 +159,7 @@ def _row(outcome: Outcome) -> list[str]:
         f"{best:.4f} ({best_round})",
         _epsilon(outcome.central_epsilon),
         f"{_epsilon(one)} / {_epsilon(every)}" if math.isfinite(one) else "no guarantee",
-        f"{plan.privacy.noise_multiplier:.4g}" if is_private else "none",
+        *("" if noise is None else f"{noise:.4g}" for noise in outcome.noise_multipliers),
         "none" if outcome.name == CENTRAL else plan.clients.sampling,
         f"{outcome.seconds:.1f} ({outcome.seconds_per_round:.2g})",
         f"0; {_kilobytes(traffic.once)} up once"
@@ -193,15 +199,7 @@ def _guarantees(found: Found) -> list[str]:
                 "may give them away"
             )
         else:
-            central, local = card["central"], card["local"]
-            text = (
-                f"against {central['against']}: epsilon "
-                f"{central['epsilon_when_all_rounds_are_done_text']} at delta "
-                f"{central['delta']:g} ({_term(central['adjacency'])}; {_term(central['sampling'])}"
-                f" sampling). Against {local['against']}: {local['epsilon_text']}"
-            )
-            if "adjacency" in local:
-                text += f" at delta {local['delta']:g} ({_term(local['adjacency'])}; no sampling)"
+            text = in_one_line(card)
         lines.append(f"{outcome.name} ({outcome.variant.title}): {text}.")
     return lines
 
@@ -217,10 +215,6 @@ def _terms(found: Found) -> list[str]:
     return [f"{line[:1].upper()}{line[1:]}." for line in lines]
 
 
-def _term(text: str) -> str:
-    return text.partition(":")[0]
-
-
 def _conditions(found: Found) -> list[str]:
     plan, schedule, names = found.comparison.plan, found.schedule, _names(found)
     local = plan.local_training
@@ -233,6 +227,13 @@ def _conditions(found: Found) -> list[str]:
         "between their rounds (min_separation); independent noise draws them as the plan says, or "
         "afresh in every round (poisson or fixed) where the plan says min_separation.",
     ]
+    if any(outcome.plan.privacy.is_correlated for outcome in found.outcomes):
+        lines.append(
+            "The two columns of noise multipliers are not to be compared: both are standard "
+            "deviations over the clip norm, but one is that of the noise on each round's sum, the "
+            "other that of the independent draws which correlated noise is made of, and of which "
+            "later rounds take a part off again."
+        )
     if CENTRAL in names:
         lines.append(
             f"central: all {schedule.records} records of the users, {schedule.passes:g} passes "

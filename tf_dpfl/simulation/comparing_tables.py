@@ -93,6 +93,7 @@ def variant_rows(found: Found) -> list[dict[str, Any]]:
 def figures(outcome: Outcome) -> dict[str, Any]:
     """Everything about one variant that is not of a single round."""
     plan, card, local = outcome.plan, outcome.card, outcome.local_epsilons
+    noise, noise_of_draws = outcome.noise_multipliers
     best, best_round = outcome.best
     is_central = outcome.name == CENTRAL
     return {
@@ -110,7 +111,8 @@ def figures(outcome: Outcome) -> dict[str, Any]:
         "noise": plan.privacy.noise if card else None,
         "mechanism": plan.privacy.mechanism if card else None,
         "bands": plan.bands if card and plan.privacy.mechanism == "banded" else None,
-        "noise_multiplier": plan.privacy.noise_multiplier if card else 0.0,
+        "noise_multiplier": noise,
+        "noise_multiplier_of_correlated_draws": noise_of_draws,
         "clip_norm": plan.privacy.clip_norm if card else None,
         "sampling": None if is_central else plan.clients.sampling,
         "rounds": len(outcome.metrics),
