@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import re
+import signal
 import socket
 import subprocess
 import sys
@@ -66,16 +68,22 @@ def test_tour_runs_from_end_to_end(tmp_path):
     script += f"\n{sys.executable} snippet.py\n"
     # To a file: a worker left behind would hold a pipe open.
     with (tmp_path / "log").open("w") as log:
-        done = subprocess.run(
+        tour = subprocess.Popen(
             ["sh", "-c", script],
             cwd=tmp_path,
             stdout=log,
             stderr=subprocess.STDOUT,
-            timeout=600,
             env={**os.environ, "DPFL_SIGNING_KEY": str(tmp_path / "signing.key")},
+            start_new_session=True,
         )
+        try:
+            status = tour.wait(timeout=600)
+        finally:  # a tour that breaks off leaves its server behind
+            with contextlib.suppress(ProcessLookupError):
+                os.killpg(tour.pid, signal.SIGTERM)
+            tour.wait()
     log_text = (tmp_path / "log").read_text()
-    assert done.returncode == 0, log_text[-4000:]
+    assert status == 0, log_text[-4000:]
     assert "Traceback" not in log_text
     build = tmp_path / "build"
     assert (build / "from_python" / "model.keras").is_file()
