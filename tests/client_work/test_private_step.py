@@ -70,6 +70,14 @@ class Stepper:
         moved, kept = self._run(batch, tf.constant(weight, tf.float32), *scalars, noise)
         return moved.numpy(), kept.numpy()
 
+    def gradients(self):
+        """Of each example at the first weights, float64 [B, d]."""
+        for variable, value in zip(
+            self.model.trainable_variables, self.computation.layout.split(self.start)
+        ):
+            variable.assign(value)
+        return cases.gradient_of_each(self.model, self.batch)
+
     def step(self, *args, **keys):
         """What was noised, as the first step of each optimizer tells it, float64 [d]."""
         moved, kept = self(*args, **keys)
@@ -140,7 +148,7 @@ def test_other_optimizers_take_the_noise_for_a_gradient(name):
 def test_the_step_is_that_of_numpy(method, name, off):
     """Half of the gradients clipped; the sensitivity also of another clip norm than the rate's."""
     stepper = stepper_of(name, method)
-    gradients = cases.gradient_of_each(stepper.model, stepper.batch)
+    gradients = stepper.gradients()
     clip_norm = float(np.median(np.linalg.norm(gradients, axis=1)))
     sensitivity = off * sensitivity_of_step(stepper.settings, clip_norm=clip_norm)
     noise = np.random.default_rng(1).normal(scale=sensitivity / 9, size=stepper.start.size)

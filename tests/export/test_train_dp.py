@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 import pytest
 import tensorflow as tf
-from export_bench import plan_of
+from export_bench import on_each_interpreter, plan_of
 from keras_oracle import flat
 from layer_models import LAYERS, L
 
@@ -20,7 +20,7 @@ from tf_dpfl.client_work.optimizers import LocalOptimizer
 from tf_dpfl.client_work.per_example import loop, one_pass
 from tf_dpfl.export.client import build_client_tflite
 from tf_dpfl.export.random_examples import RandomExamples
-from tf_dpfl.export.runners import interpreter_runner
+from tf_dpfl.export.runners import Runner
 from tf_dpfl.export.verify import verify_client_tflite
 from tf_dpfl.protocol import signatures
 from tf_dpfl.protocol.errors import ExportError
@@ -37,19 +37,27 @@ def example_plan(**local_training: Any) -> Any:
 def test_one_example_moves_the_weights_by_its_clipped_share_alone(method: str) -> None:
     model, plan = LAYERS["conv2d groups"](), example_plan()
     content = build_client_tflite(model, plan, dp_method=method)
-    device = interpreter_runner(content, model, plan)
+    for device in on_each_interpreter(content, model, plan):
+        check_shares(device, model, plan)
+
+
+def check_shares(device: Runner, model: Any, plan: Any) -> None:
     start = flat(model.trainable_variables).astype(np.float32)
     nothing = np.zeros_like(start)
     batch = RandomExamples(model, plan.local_training).batch(np.random.default_rng(1), BATCH)
 
-    def moved(weight: list[float]) -> np.ndarray:
+    def moved(weight: list[float], rate: float = 1.0) -> np.ndarray:
         device.set_weights(np.zeros_like(start) + start)
-        device.train_dp(batch, np.float32(weight), 1.0, 1e-3 / BATCH, nothing)
+        device.train_dp(batch, np.float32(weight), rate, 1e-3 / BATCH, nothing)
         return (start - device.get_weights()).astype(np.float64) * BATCH
 
     whole, without = moved([1, 1, 1, 1]), moved([1, 1, 0, 1])
     rounding = 4e-7 * np.linalg.norm(start) * BATCH
     assert 0.5e-3 < np.linalg.norm(whole - without) <= 1e-3 + rounding
+    for rate in (0.0, 1e-6, 1e6, np.inf, -np.inf, -1.0, np.nan):
+        shares = [moved(weight, rate) for weight in ([1, 1, 1, 1], [1, 1, 0, 1])]
+        assert np.linalg.norm(shares[0] - shares[1]) <= 1e-3 + rounding
+        assert rate > 0 or not shares[0].any()
     assert not moved([0, 0, 0, 0]).any()
     batch["x"][2] = np.inf
     np.testing.assert_array_equal(moved([1, 1, 1, 1]), without)
