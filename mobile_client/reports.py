@@ -18,8 +18,8 @@ from tf_dpfl.protocol.noise import (
     fill_with_noise,
     gaussian_noise,
     noise_stddev_of_share,
-    noise_stddev_of_sum,
 )
+from tf_dpfl.protocol.private_step import noise_stddev_of_step
 from tf_dpfl.protocol.tensors import Float32
 
 
@@ -52,7 +52,9 @@ def make_report(
     plan, size = manifest.plan, manifest.layout.size
     privacy, multiplier = plan.privacy, plan.noise_multiplier_of_updates
     if privacy.unit == "example":
-        of_step = noise_stddev_of_sum(clip_norm=clip_norm, noise_multiplier=multiplier)
+        of_step = noise_stddev_of_step(
+            plan.local_training, clip_norm=clip_norm, noise_multiplier=multiplier
+        )
         return trainer.train_private_steps(
             weights=weights,
             examples=examples,

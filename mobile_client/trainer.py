@@ -18,6 +18,7 @@ from tf_dpfl.protocol.examples import Examples
 from tf_dpfl.protocol.interpreter import load_interpreter
 from tf_dpfl.protocol.manifest import CLIENT_FILE, Manifest
 from tf_dpfl.protocol.noise import gaussian_noise, uniforms
+from tf_dpfl.protocol.private_step import sensitivity_of_step
 from tf_dpfl.protocol.tensors import Float32
 
 # Float32 rounding of clipped + noise, relative to what is rounded.
@@ -68,7 +69,7 @@ class Trainer:
         except (ValueError, RuntimeError) as error:
             raise TaskError(f"{CLIENT_FILE}: {step} can not be run here: {error}") from None
         private = step == signatures.TRAIN_DP
-        names = self._inputs_of_step() | ({"clip_norm"} if private else set())
+        names = self._inputs_of_step() | ({"sensitivity"} if private else set())
         self._step.check_inputs(names, noise=manifest.layout if private else None)
         self._probed = False
 
@@ -135,7 +136,8 @@ class Trainer:
         Args:
           weights, examples, optimizer_state, random_bytes: as for `train_round`.
           draw_noise: fills arrays, one a variable in the layout's order and shapes, with
-            fresh noise of the plan's scale for each step. It must not keep them.
+            fresh noise for each step, of the standard deviation that
+            `private_step.noise_stddev_of_step` says for the plan. It must not keep them.
 
         Returns:
           float32 [d], of finite norm. It is private already: each step clipped its
@@ -145,11 +147,14 @@ class Trainer:
           TaskError: the file computes something else; before the first training
             of a file that is tried out (`probe`).
         """
+        training, clip_norm = self._plan.local_training, self._plan.privacy.clip_norm
+        rate = np.float32(training.learning_rate)
+        sensitivity = np.float32(sensitivity_of_step(training, clip_norm=clip_norm))
         try:
             self._probe_once(weights, examples, random_bytes)
             self._start_from(weights, optimizer_state)
             for batch in self._batches(examples, random_bytes):
-                self._private_step(batch, draw_noise)
+                self._private_step(batch, draw_noise, learning_rate=rate, sensitivity=sensitivity)
             trained: Float32 = self._run(signatures.GET_WEIGHTS)["weights"]
         except (ValueError, RuntimeError, KeyError) as error:
             raise TaskError(f"{CLIENT_FILE}: training failed: {error!r}") from None
@@ -220,33 +225,32 @@ class Trainer:
         batch: Mapping[str, NDArray[Any]],
         draw_noise: Callable[[Sequence[Float32]], None],
         *,
-        learning_rate: np.float32 | None = None,
-        clip_norm: np.float32 | None = None,
+        learning_rate: np.float32,
+        sensitivity: np.float32,
     ) -> None:
-        """One step of `train_dp`, with the plan's rate and clip norm unless others are given."""
-        if learning_rate is None:
-            learning_rate = np.float32(self._plan.local_training.learning_rate)
-        if clip_norm is None:
-            clip_norm = np.float32(self._plan.privacy.clip_norm)
+        """One step of `train_dp`."""
         draw_noise(self._step.noise())
-        self._step.write({**batch, "learning_rate": learning_rate, "clip_norm": clip_norm})
+        self._step.write({**batch, "learning_rate": learning_rate, "sensitivity": sensitivity})
         self._step.run()
 
     def _probe_once(
         self, weights: Float32, examples: Examples, random_bytes: Callable[[int], bytes]
     ) -> None:
         """Tries the file out on this device's first batch, unless it was done."""
-        if self._probed or not probe.measurable(self._plan.local_training.optimizer):
+        training = self._plan.local_training
+        if self._probed or not probe.measurable(training):
             return
 
-        def step(batch: Any, rate: np.float32, clip_norm: np.float32, noise: Float32) -> Float32:
-            self._start_from(weights)
+        def step(
+            start: Float32, batch: Any, rate: np.float32, sensitivity: np.float32, noise: Float32
+        ) -> Float32:
+            self._start_from(start)
 
             def give(parts: Sequence[Float32]) -> None:
                 for part, share in zip(parts, self._layout.split(noise)):
                     np.copyto(part, share)
 
-            self._private_step(batch, give, learning_rate=rate, clip_norm=clip_norm)
+            self._private_step(batch, give, learning_rate=rate, sensitivity=sensitivity)
             after: Float32 = self._run(signatures.GET_WEIGHTS)["weights"]
             self._check_shape(after)
             return after
@@ -254,6 +258,7 @@ class Trainer:
         probe.check_step(
             step,
             next(self._batches(examples, random_bytes)),
+            training=training,
             weights=weights,
             clip_norm=self._plan.privacy.clip_norm,
             noise=gaussian_noise(self._size, stddev=1.0, random_bytes=random_bytes),

@@ -11,8 +11,10 @@ from mobile_client.step import TrainingStep
 from tf_dpfl.protocol import signatures
 from tf_dpfl.protocol.interpreter import load_interpreter
 from tf_dpfl.protocol.noise import fill_with_noise, gaussian_noise
+from tf_dpfl.protocol.plan import LocalTraining
+from tf_dpfl.protocol.private_step import sensitivity_of_step
 
-RATE, CLIP_NORM = np.float32(0.01), np.float32(1.0)
+RATE, CLIP_NORM, NOISE_MULTIPLIER = 0.01, 1.0, 1.0
 
 
 class Step:
@@ -23,17 +25,21 @@ class Step:
     values are drawn once.
     """
 
-    def __init__(self, folder: Path, file: str, signature: str, **more: np.float32):
+    def __init__(self, folder: Path, file: str, signature: str):
         self._interpreter = load_interpreter((folder / file).read_bytes())
         self._interpreter.get_signature_runner(signatures.SET_WEIGHTS)(
             weights=np.load(folder / "weights.npy")
         )
         self._step = TrainingStep(self._interpreter, signature)
         with np.load(folder / "batch.npz") as batch:
-            self._inputs = {**batch, **more, "learning_rate": RATE}
-        self._inputs["weight"] = np.ones(len(self._inputs["y"]), np.float32)
+            self._inputs = {**batch, "learning_rate": np.float32(RATE)}
+        size = len(self._inputs["y"])
+        self._inputs["weight"] = np.ones(size, np.float32)
         self._noise = [np.empty_like(part) for part in self._step.noise()]
-        fill_with_noise(self._noise, stddev=1.0)
+        if signature == signatures.TRAIN_DP:
+            sensitivity = sensitivity_of_step(LocalTraining(1, size, RATE), clip_norm=CLIP_NORM)
+            self._inputs["sensitivity"] = np.float32(sensitivity)
+            fill_with_noise(self._noise, stddev=NOISE_MULTIPLIER * sensitivity)
 
     def prepare(self) -> None:
         """Puts the noise in place."""
@@ -53,7 +59,7 @@ def tflite_sgd(folder: Path) -> Step:
 
 def tflite_dp(folder: Path) -> Step:
     """The step of the plan with the unit "example"."""
-    return Step(folder, "client.tflite", signatures.TRAIN_DP, clip_norm=CLIP_NORM)
+    return Step(folder, "client.tflite", signatures.TRAIN_DP)
 
 
 def noise(folder: Path) -> Callable[[], object]:

@@ -237,17 +237,18 @@ def specs(batch: dict[str, np.ndarray]) -> dict[str, tf.TensorSpec]:
     return {name: tf.TensorSpec(a.shape, a.dtype) for name, a in batch.items()}
 
 
-def clipped_sum(model, batch, weight, clip_norm, method, losses=None) -> np.ndarray:
+def clipped_sum(model, batch, weight, sensitivity, method, losses=None, scale=1.0) -> np.ndarray:
     """The flat sum, float32 [d], computed by a TensorFlow function."""
 
-    def run(batch, weight, clip_norm):
+    def run(batch, weight, scale, sensitivity):
         return clipped_gradient_sum(
             losses or losses_of(model),
             batch,
             weight,
             None,
             variables=model.trainable_variables,
-            clip_norm=clip_norm,
+            scale=scale,
+            sensitivity=sensitivity,
             op_gradients={},
             method=method,
         )
@@ -255,7 +256,8 @@ def clipped_sum(model, batch, weight, clip_norm, method, losses=None) -> np.ndar
     parts = tf.function(run, autograph=False)(
         {name: tf.constant(a) for name, a in batch.items()},
         tf.constant(weight, tf.float32),
-        tf.constant(clip_norm, tf.float32),
+        tf.constant(scale, tf.float32),
+        tf.constant(sensitivity, tf.float32),
     )
     return np.concatenate([p.numpy().reshape(-1) for p in parts])
 

@@ -46,6 +46,7 @@ def check_twenty_steps(model: tf.keras.Model) -> None:
     weights = [(np.arange(BATCH) < count).astype(np.float32) for count in real]
     spread = 0.1 * clip_norm / np.sqrt(initial.size)
     noises = [(spread * rng.normal(size=initial.shape)).astype(np.float32) for _ in batches]
+    scale = RATE / BATCH  # from the sum of the gradients to the step that the file noises
     private = private_steps(model, batches, weights, noises, rate=RATE, clip_norm=clip_norm)
 
     for device in devices:
@@ -56,7 +57,7 @@ def check_twenty_steps(model: tf.keras.Model) -> None:
         assert_equal_steps(device.get_weights(), plain, initial)
         device.set_weights(initial)
         for batch, weight, noise in zip(batches, weights, noises):
-            device.train_dp(batch, weight, RATE, clip_norm, noise)
+            device.train_dp(batch, weight, RATE, scale * clip_norm, np.float32(scale) * noise)
         assert_equal_steps(device.get_weights(), private, initial)
     for before, after in zip(fixed, model.non_trainable_variables):
         np.testing.assert_array_equal(before, after.numpy())

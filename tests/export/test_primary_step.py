@@ -52,7 +52,7 @@ def case(unit: str, name: str = "embedding") -> tuple[Any, bytes, dict[str, Any]
     batch = dict(RandomExamples(model, plan.local_training).batch(np.random.default_rng(1), BATCH))
     batch |= {"weight": np.ones(BATCH, np.float32), "learning_rate": np.float32(0.1)}
     if unit == "example":
-        batch["clip_norm"] = np.float32(0.5)
+        batch["sensitivity"] = np.float32(0.0125)
     return model, build_client_tflite(model, plan), batch
 
 
@@ -134,14 +134,14 @@ def test_inputs_of_another_release_are_named() -> None:
     model, content, _ = case("example")
     step = TrainingStep(load_interpreter(content), signatures.TRAIN_DP)
     layout = layout_of(model)
-    step.check_inputs(NAMES | {"clip_norm"}, noise=layout)
+    step.check_inputs(NAMES | {"sensitivity"}, noise=layout)
     with pytest.raises(
         TaskError, match=r"lacks the inputs \['noise'\].*'noise_0'.*export it again"
     ):
-        step.check_inputs(NAMES | {"clip_norm", "noise"})
+        step.check_inputs(NAMES | {"sensitivity", "noise"})
     wider = type(layout)(layout.names, (*layout.shapes[:-1], (77,)))
     with pytest.raises(TaskError, match=r"noise_\d+ is .*77"):
-        step.check_inputs(NAMES | {"clip_norm"}, noise=wider)
+        step.check_inputs(NAMES | {"sensitivity"}, noise=wider)
 
 
 @pytest.mark.parametrize("wrong", ["shape", "type", "unknown", "missing"])

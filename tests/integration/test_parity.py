@@ -25,7 +25,7 @@ from models.registry import build_model
 from tf_dpfl.data.federated import load_federated_data
 from tf_dpfl.export.task import export_client
 from tf_dpfl.protocol.manifest import CLIENT_FILE
-from tf_dpfl.protocol.noise import noise_stddev_of_share, noise_stddev_of_sum
+from tf_dpfl.protocol.noise import noise_stddev_of_share
 from tf_dpfl.protocol.plan import plan_from_dict
 from tf_dpfl.protocol.tensors import vector_from_bytes, vector_to_bytes
 from tf_dpfl.simulation.noise import STEP_NOISE, derive_seed, seeded_gaussian_noise
@@ -108,9 +108,9 @@ def seed_of_user(user):
 def step_noises_of_tff(plan, user, size):
     """The vectors the simulation adds in the steps of `user` in its first round, in order."""
     seed = derive_seed(seed_of_user(user), tf.constant(STEP_NOISE, tf.int64))
-    stddev = noise_stddev_of_sum(
-        clip_norm=plan.privacy.clip_norm, noise_multiplier=plan.privacy.noise_multiplier
-    )
+    settings, privacy = plan.local_training, plan.privacy
+    rate = settings.learning_rate if settings.optimizer == "sgd" else 1.0
+    stddev = privacy.noise_multiplier * privacy.clip_norm * rate / settings.batch_size
     for step in itertools.count():
         of_step = derive_seed(seed, tf.constant(step, tf.int64))
         yield seeded_gaussian_noise(of_step, size=size, stddev=stddev).numpy()

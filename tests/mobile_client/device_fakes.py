@@ -40,7 +40,7 @@ def inputs_of_step(task: SignedTask) -> dict[str, tuple[tuple[int, ...], Any]]:
     }
     inputs |= {"weight": ((size,), np.float32), "learning_rate": ((), np.float32)}
     if plan.privacy.unit == "example":
-        inputs["clip_norm"] = ((), np.float32)
+        inputs["sensitivity"] = ((), np.float32)
         shares = noise_inputs(task.manifest.layout.shapes)
         inputs |= {name: (shape, np.float32) for name, shape in shares.items()}
     return inputs

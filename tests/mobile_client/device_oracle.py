@@ -35,7 +35,10 @@ def train_mlp_privately(
     *,
     noises: Iterator[np.ndarray],
 ) -> np.ndarray:
-    """DP-SGD (Abadi et al. 1607.00133), one example at a time; the divisor is the batch size."""
+    """DP-SGD (Abadi et al. 1607.00133), one example at a time; the divisor is the batch size.
+
+    `noises` are those on the sums of clipped gradients.
+    """
     clip_norm = task.manifest.plan.privacy.clip_norm
     size = task.manifest.plan.local_training.batch_size
 

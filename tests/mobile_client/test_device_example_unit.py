@@ -17,6 +17,7 @@ from device_server import TestServer
 from device_task import SignedTask, save_examples, sign_task
 
 from mobile_client.events import sentence
+from mobile_client.reports import make_report
 from mobile_client.status import device_status
 from mobile_client.trainer import Trainer
 from tf_dpfl.protocol.errors import BudgetError, TaskError
@@ -57,7 +58,8 @@ def test_a_round_is_dp_sgd_in_numpy_with_a_draw_for_each_step(
 ) -> None:
     task, part = sign_task(client_files, model), examples_of(tmp_path, count)
     given = noises(len(task.weights), scale=0.2)
-    drawn = iter(given)
+    rate = 1.0 if "momentum" in model else task.manifest.plan.local_training.learning_rate
+    drawn = iter([noise * np.float32(rate / BATCH) for noise in given])
     update = Trainer(task.client, task.manifest).train_private_steps(
         weights=task.weights, examples=part, draw_noise=giving(lambda: next(drawn))
     )
@@ -119,6 +121,46 @@ def test_devices_and_steps_share_no_noise(tmp_path: Path, client_files: Path) ->
     assert abs(correlation) < 6 / math.sqrt(len(bodies[0]))
 
 
+@pytest.mark.parametrize(
+    ("model", "sensitivity"),
+    [("mlp-example", 0.5 * 0.1 / BATCH), ("mlp-momentum-example", 0.5 / BATCH)],
+)
+def test_the_file_is_given_the_sensitivity_of_the_step_and_noise_of_it(
+    client_files: Path,
+    examples: Any,
+    monkeypatch: pytest.MonkeyPatch,
+    model: str,
+    sensitivity: float,
+) -> None:
+    """C lr / B where the step comes off the weights, C / B where an optimizer takes it."""
+    task, seen = sign_task(client_files, model, privacy={"noise_multiplier": 3.0}), []
+
+    def step(**inputs: Any) -> np.ndarray:
+        seen.append({name: np.array(value) for name, value in inputs.items()})
+        return inputs["noise"]
+
+    file = StepFile(task, step)
+    monkeypatch.setattr("mobile_client.trainer.load_interpreter", lambda _: file)
+    trainer = Trainer(b"", task.manifest)
+    monkeypatch.setattr(trainer, "_probed", True)
+    make_report(
+        trainer,
+        task.manifest,
+        weights=task.weights,
+        examples=examples,
+        clip_norm=0.5,
+        optimizer_state=None,
+        random_bytes=os.urandom,
+    )
+    assert len(seen) == STEPS
+    for given in seen:
+        assert given["learning_rate"] == np.float32(0.1)
+        assert given["sensitivity"] == np.float32(sensitivity)
+    noise = np.concatenate([given["noise"] for given in seen]) / (3.0 * sensitivity)
+    assert noise.std() == pytest.approx(1.0, abs=6 / math.sqrt(2 * noise.size))
+    assert abs(noise.mean()) < 6 / math.sqrt(noise.size)
+
+
 def test_each_draw_asks_the_operating_system_anew(tmp_path: Path, task: SignedTask) -> None:
     """One 256-bit key for each step, and one for the trial of the file."""
     bench, asked = Bench(tmp_path, TestServer(task, rounds=2)), []
@@ -174,7 +216,7 @@ def test_who_wants_all_of_its_data_protected_can_refuse_such_plans(
 
 
 class StepFile:
-    """In the interpreter's place: a file whose steps are `gradient_and_noise` over B."""
+    """In the interpreter's place: a file that takes `step` off the weights."""
 
     def __init__(self, task: SignedTask, step: Callable[..., np.ndarray]):
         self._weights = np.zeros_like(task.weights)
@@ -184,9 +226,9 @@ class StepFile:
             self._weights, self.sets = weights.copy(), self.sets + 1
             return {"size": np.int32(len(weights))}
 
-        def train_dp(learning_rate: float, **inputs: Any) -> dict[str, Any]:
+        def train_dp(**inputs: Any) -> dict[str, Any]:
             parts = [inputs.pop(name) for name in noise_inputs(self._layout.shapes)]
-            move = learning_rate / BATCH * step(noise=self._layout.join(parts), **inputs)
+            move = step(noise=self._layout.join(parts), **inputs)
             self._weights = (self._weights - move).astype(np.float32)
             return {"done": np.int32(BATCH)}
 
@@ -211,20 +253,41 @@ def gradients(weight: np.ndarray, noise: np.ndarray, *, norm: float) -> np.ndarr
     return np.full_like(noise, weight.sum() * norm / math.sqrt(len(noise)))
 
 
+def right(weight: Any, learning_rate: Any, sensitivity: Any, noise: Any, **_: Any) -> np.ndarray:
+    """Gradients of length 2, scaled and clipped, and the noise."""
+    return gradients(weight, noise, norm=min(2 * learning_rate / BATCH, sensitivity)) + noise
+
+
 BROKEN = {
-    "no clipping": lambda weight, clip_norm, noise, **_: gradients(weight, noise, norm=2) + noise,
-    "no clipping of short gradients": lambda weight, clip_norm, noise, **_: (
-        gradients(weight, noise, norm=1e-3) + noise
+    "no clipping": lambda weight, learning_rate, noise, **_: (
+        gradients(weight, noise, norm=2 * learning_rate / BATCH) + noise
     ),
-    "clipped to twice as much": lambda weight, clip_norm, noise, **_: (
-        gradients(weight, noise, norm=2 * clip_norm) + noise
+    "no clipping of short gradients": lambda weight, learning_rate, noise, **_: (
+        gradients(weight, noise, norm=1e-3 * learning_rate / BATCH) + noise
     ),
-    "no noise": lambda weight, clip_norm, noise, **_: gradients(weight, noise, norm=clip_norm),
-    "half the noise": lambda weight, clip_norm, noise, **_: noise / 2,
-    "padding takes part": lambda weight, clip_norm, noise, **_: (
-        gradients(np.ones_like(weight), noise, norm=clip_norm) + noise
+    "clipped to twice as much": lambda weight, sensitivity, noise, **_: (
+        gradients(weight, noise, norm=2 * sensitivity) + noise
     ),
-    "NaN": lambda weight, clip_norm, noise, **_: noise * np.nan,
+    "clipped to the plan's clip norm": lambda weight, learning_rate, noise, **_: (
+        gradients(weight, noise, norm=0.5 * learning_rate / BATCH) + noise
+    ),
+    "clipped before the learning rate": lambda weight, learning_rate, sensitivity, noise, **_: (
+        gradients(weight, noise, norm=learning_rate / BATCH * min(2, sensitivity)) + noise
+    ),
+    "clipped by what the learning rate says": (
+        lambda weight, learning_rate, sensitivity, noise, **_: (
+            gradients(weight, noise, norm=sensitivity / min(1.0, learning_rate / BATCH)) + noise
+        )
+    ),
+    "scaled by the learning rate again": lambda weight, learning_rate, sensitivity, noise, **_: (
+        learning_rate / BATCH * (gradients(weight, noise, norm=sensitivity) + noise)
+    ),
+    "no noise": lambda weight, sensitivity, noise, **_: gradients(weight, noise, norm=sensitivity),
+    "half the noise": lambda weight, noise, **_: noise / 2,
+    "padding takes part": lambda weight, sensitivity, noise, **_: (
+        gradients(np.ones_like(weight), noise, norm=sensitivity) + noise
+    ),
+    "NaN": lambda weight, noise, **_: noise * np.nan,
 }
 
 
@@ -270,10 +333,7 @@ def test_a_right_file_passes_its_trial_at_any_scale(
 def test_a_file_is_tried_once_for_all_devices_of_a_process(
     task: SignedTask, examples: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    file = StepFile(
-        task,
-        lambda weight, clip_norm, noise, **_: gradients(weight, noise, norm=clip_norm) + noise,
-    )
+    file = StepFile(task, right)
     monkeypatch.setattr("mobile_client.trainer.load_interpreter", lambda _: file)
     trainer, noise = Trainer(b"", task.manifest), np.zeros_like(task.weights)
     sets = []
@@ -291,18 +351,24 @@ def test_a_file_without_private_steps_is_refused(client_files: Path, task: Signe
         Trainer(sign_task(client_files).client, task.manifest)
 
 
-def test_a_file_with_the_noise_in_one_vector_is_refused_by_name(
-    task: SignedTask, monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize("old", ["the noise in one vector", "the noise of a sum"])
+def test_a_file_of_an_older_release_is_refused_by_name(
+    task: SignedTask, monkeypatch: pytest.MonkeyPatch, old: str
 ) -> None:
-    """As the releases before exported it."""
-    file = StepFile(task, lambda noise, **_: noise)
+    """Noise at the scale of a step would be too little where it belongs to a sum."""
+    file = StepFile(task, right)
     inputs = inputs_of_step(task)
-    old = {name: entry for name, entry in inputs.items() if not name.startswith("noise_")}
-    old["noise"] = (task.weights.shape, np.float32)
-    run = SignatureOf(lambda **_: {}, old)
+    del inputs["sensitivity"]
+    inputs["clip_norm"] = ((), np.float32)
+    said = r"\['sensitivity'\].*\['clip_norm'\].*export it again"
+    if old == "the noise in one vector":
+        inputs = {name: i for name, i in inputs.items() if not name.startswith("noise_")}
+        inputs["noise"] = (task.weights.shape, np.float32)
+        said = r"\['noise_0'.*'sensitivity'\].*\['clip_norm', 'noise'\].*export it again"
+    run = SignatureOf(lambda **_: {}, inputs)
     monkeypatch.setattr(file, "get_signature_runner", lambda name: run)
     monkeypatch.setattr("mobile_client.trainer.load_interpreter", lambda _: file)
-    with pytest.raises(TaskError, match=r"\['noise_0'.*\['noise'\].*export it again"):
+    with pytest.raises(TaskError, match=said):
         Trainer(b"", task.manifest)
 
 

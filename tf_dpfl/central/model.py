@@ -169,7 +169,8 @@ class DPModel(tf.keras.Model):  # type: ignore[misc]  # Keras has no types
                 rows(weight),
                 tf.random.uniform([size, values]) if values else None,
                 variables=computation.variables,
-                clip_norm=tf.constant(self._dp_clip_norm, tf.float32),
+                scale=tf.constant(1.0),
+                sensitivity=tf.constant(self._dp_clip_norm, tf.float32),
                 op_gradients=FASTER_GRADIENTS,
                 method=self._dp_method,
             )

@@ -148,22 +148,26 @@ class ClientComputation(tf.Module):
         batch: Batch,
         weight: tf.Tensor,
         learning_rate: tf.Tensor,
-        clip_norm: tf.Tensor,
+        sensitivity: tf.Tensor,
         noise: Sequence[tf.Tensor],
         random: tf.Tensor | None = None,
     ) -> tf.Tensor:
         """One step of DP-SGD (Abadi et al. 1607.00133); returns B, int32 [].
 
-        The gradient is (sum of weight_i * clip(gradient_i) + noise) / B: the
-        divisor is the public batch size, also of partial and empty batches.
+        The step is the sum of weight_i * gradient_i * min(a, sensitivity / its norm)
+        + noise. Plain SGD takes it off the weights, with a = learning_rate / B; other
+        optimizers take it for the gradient, with a = 1 / B. B is public, that of
+        partial and empty batches too. No learning rate lets an example change the step
+        by more than `sensitivity` (`protocol.private_step`).
 
         Args:
           batch: inputs and target, [B, ...] each, B the plan's batch size.
           weight: float32 [B], 1 for an example and 0 for padding.
           learning_rate: float32 [].
-          clip_norm: float32 [], the L2 norm one example's gradient is clipped to.
+          sensitivity: float32 [], the L2 norm one example's part of the step is
+            clipped to.
           noise: float32, one tensor a variable in its shape, already scaled to the
-            standard deviation that the sum of clipped gradients needs.
+            standard deviation that a step of this sensitivity needs.
           random: as for `train_batch`.
         """
         sums = clipped_gradient_sum(
@@ -172,12 +176,13 @@ class ClientComputation(tf.Module):
             weight,
             random,
             variables=self._variables,
-            clip_norm=clip_norm,
+            scale=self._optimizer.scale_before_noise(learning_rate),
+            sensitivity=sensitivity,
             op_gradients=self._op_gradients,
             method=self._dp_method or self.choose_dp_method().name,
         )
-        noisy = [total + share for total, share in zip(sums, noise)]
-        self._optimizer.apply(noisy, learning_rate, scale=1.0 / self._batch_size)
+        step = [total + share for total, share in zip(sums, noise)]
+        self._optimizer.apply_noised(step, learning_rate)
         return tf.constant(self._batch_size, tf.int32)
 
     def choose_dp_method(self) -> Method:

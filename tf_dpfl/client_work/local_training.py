@@ -19,12 +19,12 @@ class PrivateSteps:
     """Steps of DP-SGD in place of plain ones.
 
     Attributes:
-      clip_norm: float32 [], the largest norm of one example's gradient.
-      noise: float32 [d] for each step, of the standard deviation on the sum of the
-        clipped gradients; independent between steps.
+      sensitivity: float32 [], the most one example changes a step in L2 norm.
+      noise: float32 [d] for each step, of the standard deviation that a step of this
+        sensitivity needs; independent between steps.
     """
 
-    clip_norm: tf.Tensor
+    sensitivity: tf.Tensor
     noise: StepValues
 
 
@@ -68,7 +68,7 @@ def train_locally(
         else:
             noise = computation.split(private.noise(index))
             done = computation.train_dp_batch(
-                batch, weight, learning_rate, private.clip_norm, noise, uniforms
+                batch, weight, learning_rate, private.sensitivity, noise, uniforms
             )
         with tf.control_dependencies([done]):
             return (index + 1,)

@@ -12,6 +12,7 @@ from collections.abc import Sequence
 import tensorflow as tf
 
 from tf_dpfl.protocol.plan import OPTIMIZER_SLOTS, LocalTraining
+from tf_dpfl.protocol.private_step import rate_before_noise
 
 
 class LocalOptimizer(tf.Module):
@@ -57,15 +58,23 @@ class LocalOptimizer(tf.Module):
         for variable, piece in zip(self._state, pieces):
             variable.assign(tf.reshape(piece, variable.shape))
 
-    def apply(
-        self, gradients: Sequence[tf.Tensor], learning_rate: tf.Tensor, *, scale: float = 1.0
-    ) -> None:
-        """One step with `scale` times one gradient for each variable."""
-        if self._settings.optimizer == "sgd" and not self._settings.proximal:
-            # Both factors at once: one pass less over every weight.
-            learning_rate, scale = learning_rate * scale, 1.0
-        if scale != 1.0:
-            gradients = [gradient * scale for gradient in gradients]
+    def scale_before_noise(self, learning_rate: tf.Tensor) -> tf.Tensor:
+        """What gradients are multiplied with for `apply_noised`, float32 []."""
+        per_example = tf.constant(1.0 / self._settings.batch_size)
+        if rate_before_noise(self._settings):
+            return learning_rate * per_example
+        return per_example
+
+    def apply_noised(self, step: Sequence[tf.Tensor], learning_rate: tf.Tensor) -> None:
+        """One step of DP-SGD, noised already (`protocol.private_step`): a tensor a variable."""
+        if not rate_before_noise(self._settings):
+            self.apply(step, learning_rate)
+            return
+        for variable, part in zip(self._variables, step):
+            variable.assign_sub(part)
+
+    def apply(self, gradients: Sequence[tf.Tensor], learning_rate: tf.Tensor) -> None:
+        """One step with one gradient for each variable."""
         gradients = self._with_proximal_term(gradients)
         if self._settings.optimizer == "sgd":
             for variable, gradient in zip(self._variables, gradients):

@@ -124,13 +124,13 @@ def _signatures(computation: ClientComputation, plan: Plan) -> dict[str, Any]:
     if signatures.TRAIN_DP in signatures.of_plan(plan):
         shares = noise_specs(computation.layout)
         functions[signatures.TRAIN_DP] = _concrete(
-            lambda batch, weight, learning_rate, clip_norm, noise, random=None: {
+            lambda batch, weight, learning_rate, sensitivity, noise, random=None: {
                 "done": computation.train_dp_batch(
-                    batch, weight, learning_rate, clip_norm, [noise[n] for n in shares], random
+                    batch, weight, learning_rate, sensitivity, [noise[n] for n in shares], random
                 )
             },
             *_step_specs(computation, batch_size),
-            _scalar("clip_norm"),
+            _scalar("sensitivity"),
             shares,
             *random_specs(computation.interface, batch_size),
         )

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -66,6 +66,10 @@ class Draw:
         if not shaken:
             return initial
         return initial + self.rng.normal(scale=_SHAKE, size=initial.size).astype(np.float32)
+
+
+Check = Callable[[Draw], list[str]]
+"""One comparison on the numbers of a draw; returns its faults."""
 
 
 def draws(seed: int, *, kinks: bool) -> Iterator[Draw]:

@@ -30,7 +30,7 @@ class Runner:
     the names of the interface to arrays (and `random` to its uniforms where the
     model has random layers), as do the inputs of `infer`.
     `privatize_update` takes (initial, clip_norm, noise). `train_dp` takes (batch,
-    weight, learning_rate, clip_norm, noise); None without the signature, as are
+    weight, learning_rate, sensitivity, noise); None without the signature, as are
     `get_optimizer_state` and `set_optimizer_state`.
     """
 
@@ -89,11 +89,11 @@ def tensorflow_runner(model: tf.keras.Model, plan: Plan) -> Runner:
         train=lambda batch, weight, rate: float(
             train(of_interface(batch), weight, np.float32(rate), *random_of(batch))
         ),
-        train_dp=lambda batch, weight, rate, clip_norm, noise: train_dp(
+        train_dp=lambda batch, weight, rate, sensitivity, noise: train_dp(
             of_interface(batch),
             weight,
             np.float32(rate),
-            np.float32(clip_norm),
+            np.float32(sensitivity),
             computation.layout.split(noise),
             *random_of(batch),
         ),
@@ -140,10 +140,10 @@ def interpreter_runner(content: bytes, model: tf.keras.Model, plan: Plan) -> Run
         return np.array(run[signatures.PRIVATIZE_UPDATE](**arguments)["update"])
 
     def train_dp(
-        batch: Arrays, weight: Float32, rate: float, clip_norm: float, noise: Float32
+        batch: Arrays, weight: Float32, rate: float, sensitivity: float, noise: Float32
     ) -> None:
         arguments = {**batch, "weight": weight, "learning_rate": np.float32(rate)}
-        arguments |= {"clip_norm": np.float32(clip_norm)}
+        arguments |= {"sensitivity": np.float32(sensitivity)}
         arguments |= signatures.noise_inputs(layout_of(model).split(noise))
         run[signatures.TRAIN_DP](**arguments)
 

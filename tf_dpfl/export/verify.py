@@ -2,7 +2,7 @@
 
 The references: the same client computation under TensorFlow's own kernels and
 gradients; Keras' own layers and loss under a GradientTape, which share nothing with
-it; and, for the report, the NumPy clipping of `protocol.clipping`.
+it; and the NumPy of `protocol`: `clipping` for the report, `private_step` for DP-SGD.
 """
 
 from __future__ import annotations
@@ -15,15 +15,21 @@ import numpy as np
 import tensorflow as tf
 
 from tf_dpfl.client_work.computation import layout_of
-from tf_dpfl.export.draws import Batch, Draw, draws
+from tf_dpfl.export.draws import Batch, Check, Draw, draws
 from tf_dpfl.export.layers import layer_of_variable
 from tf_dpfl.export.operators import refuse_custom_ops
 from tf_dpfl.export.random_examples import RandomExamples
 from tf_dpfl.export.runners import Runner, interpreter_runner, tensorflow_runner
 from tf_dpfl.export.tape import first_step, tape_gradient
-from tf_dpfl.protocol.clipping import clip_update
+from tf_dpfl.export.value_checks import ValueChecks
 from tf_dpfl.protocol.errors import ExportError
 from tf_dpfl.protocol.plan import Plan
+from tf_dpfl.protocol.private_step import (
+    noised_step,
+    rate_before_noise,
+    scale_of_gradients,
+    sensitivity_of_step,
+)
 from tf_dpfl.protocol.tensors import Float32
 
 # A wrong rule is wrong by percents; two correct float32 programs differ by
@@ -43,6 +49,12 @@ _OUTPUT_TOLERANCE = 1e-4
 _STEPS = 6
 _PART_MOVED_PER_STEP = 0.02
 _MISMATCHES_NAMED = 4
+
+# Gradients of single examples are made one by one.
+_EXAMPLES_ON_TAPE = 4
+# Not 1, which would hide a rate that is left out; the second times this one does not fit
+# the sensitivity, which bounds an example's part all the same.
+_PRIVATE_RATE, _RATE_OFF_BY = 0.5, 8.0
 
 
 @dataclass(frozen=True)
@@ -70,12 +82,14 @@ def verify_client_tflite(
     """
     operators = refuse_custom_ops(content, model=model)
     device = interpreter_runner(content, model, plan)
-    checks = _Checks(device, tensorflow_runner(model, plan), model, plan)
+    reference = tensorflow_runner(model, plan)
+    values = ValueChecks(device, reference, model, plan)
+    steps = _StepChecks(device, reference, model, plan)
     kept = model.get_weights()
     passed = []
     try:
-        for named, kinks in ((checks.of_values(), False), (checks.of_gradients(), True)):
-            for name, check in named:
+        for checks, kinks in ((values, False), (steps, True)):
+            for name, check in checks.named():
                 _run(name, check, draws(seed, kinks=kinks))
                 passed.append(name)
     finally:
@@ -83,7 +97,7 @@ def verify_client_tflite(
     return Verification(operators, tuple(passed))
 
 
-def _run(name: str, check: Callable[[Draw], list[str]], chances: Iterable[Draw]) -> None:
+def _run(name: str, check: Check, chances: Iterable[Draw]) -> None:
     found = []
     for draw in chances:
         faults = check(draw)
@@ -96,8 +110,8 @@ def _run(name: str, check: Callable[[Draw], list[str]], chances: Iterable[Draw])
     raise ExportError(f"client.tflite is not what TensorFlow computes, {name}: {listed}")
 
 
-class _Checks:
-    """The comparisons; each takes a draw and returns its faults."""
+class _StepChecks:
+    """The comparisons of steps of training."""
 
     def __init__(
         self, device: Runner, reference: Runner, model: tf.keras.Model, plan: Plan
@@ -108,20 +122,14 @@ class _Checks:
         self._initial = reference.get_weights()
         self._examples = RandomExamples(model, plan.local_training)
         self._tape_gradient = tape_gradient(model, plan.local_training)
+        self._gradient_of_one = tape_gradient(model, replace(plan.local_training, batch_size=1))
         self._gradients = None
         if plan.local_training.optimizer == "adam":
             plain = replace(plan.local_training, optimizer="sgd", proximal=0.0)
             self._gradients = tensorflow_runner(model, replace(plan, local_training=plain))
 
-    def of_values(self) -> Iterator[tuple[str, Callable[[Draw], list[str]]]]:
-        """The checks that compare no gradients, with their names."""
-        yield "setting and getting weights", self._round_trip
-        for start, shaken in (("the initial", False), ("shaken", True)):
-            yield f"inference with {start} weights", self._inference(shaken=shaken)
-        yield "clipping and noising", self._report
-
-    def of_gradients(self) -> Iterator[tuple[str, Callable[[Draw], list[str]]]]:
-        """The checks that compare steps of training, with their names."""
+    def named(self) -> Iterator[tuple[str, Check]]:
+        """The checks with their names."""
         size = self._plan.local_training.batch_size
         for start, shaken in (("the initial", False), ("shaken", True)):
             yield f"{_STEPS} steps from {start} weights", self._steps(shaken=shaken)
@@ -137,19 +145,11 @@ class _Checks:
                 "per-example clipping with a broken example",
                 self._private_step(real=size, broken=True),
             )
+            yield "DP-SGD against a GradientTape and NumPy", self._private_tape
         if self._device.get_optimizer_state is not None:
             yield "the optimizer's state kept over rounds", self._kept_state
 
-    def _round_trip(self, draw: Draw) -> list[str]:
-        weights = draw.rng.normal(size=self._layout.size).astype(np.float32)
-        size = self._device.set_weights(weights)
-        if size != self._layout.size:
-            return [f"set_weights returns {size}, the model has {self._layout.size} weights"]
-        if not np.array_equal(self._device.get_weights(), weights):
-            return ["get_weights does not return what set_weights was given"]
-        return []
-
-    def _steps(self, *, shaken: bool) -> Callable[[Draw], list[str]]:
+    def _steps(self, *, shaken: bool) -> Check:
         """Several steps, so that the optimizer's state takes part."""
 
         def check(draw: Draw) -> list[str]:
@@ -164,7 +164,7 @@ class _Checks:
 
         return check
 
-    def _one_step(self, *, shaken: bool, real: int) -> Callable[[Draw], list[str]]:
+    def _one_step(self, *, shaken: bool, real: int) -> Check:
         """One step at learning rate 1, so that the gradient itself is compared."""
 
         def check(draw: Draw) -> list[str]:
@@ -173,7 +173,7 @@ class _Checks:
 
         return check
 
-    def _tape(self, *, shaken: bool) -> Callable[[Draw], list[str]]:
+    def _tape(self, *, shaken: bool) -> Check:
         """One step at learning rate 1 against Keras' loss and a GradientTape."""
 
         def check(draw: Draw) -> list[str]:
@@ -211,7 +211,7 @@ class _Checks:
                 runner.train(batch.tensors, batch.weight, rate)
         return self._weight_faults(starts[1], self._reference.get_weights(), told=told)
 
-    def _private_step(self, *, real: int, broken: bool = False) -> Callable[[Draw], list[str]]:
+    def _private_step(self, *, real: int, broken: bool = False) -> Check:
         """DP-SGD steps with all examples clipped, some, and none; fed noise or none."""
 
         def check(draw: Draw) -> list[str]:
@@ -221,14 +221,16 @@ class _Checks:
             noise = draw.rng.normal(size=self._layout.size).astype(np.float32)
             faults = []
             norm = self._gradient_norm(start, batch)
+            settings = replace(self._plan.local_training, learning_rate=1.0)
             for clip_norm in (0.1 * norm, norm, 100.0 * norm):
-                for share in (np.zeros_like(noise), noise * np.float32(0.01 * clip_norm)):
+                sensitivity = sensitivity_of_step(settings, clip_norm=clip_norm)
+                for share in (np.zeros_like(noise), noise * np.float32(0.01 * sensitivity)):
 
                     def step(
-                        runner: Runner, clip_norm: float = clip_norm, share: Float32 = share
+                        runner: Runner, sensitivity: float = sensitivity, share: Float32 = share
                     ) -> None:
                         assert runner.train_dp is not None
-                        runner.train_dp(batch.tensors, batch.weight, 1.0, clip_norm, share)
+                        runner.train_dp(batch.tensors, batch.weight, 1.0, sensitivity, share)
 
                     told = self._tells(start, step)
                     for runner in (self._device, self._reference):
@@ -239,6 +241,46 @@ class _Checks:
             return faults
 
         return check
+
+    def _private_tape(self, draw: Draw) -> list[str]:
+        """One step from every example's own gradient, half of them clipped, and all."""
+        size = self._plan.local_training.batch_size
+        start = draw.weights(self._initial, shaken=True)
+        batch = self._batch(draw, real=min(size, _EXAMPLES_ON_TAPE))
+        gradients = self._gradients_of_each(start, batch)
+        median = float(np.median(np.linalg.norm(gradients, axis=1)))
+        fitting = replace(self._plan.local_training, learning_rate=_PRIVATE_RATE)
+        sensitivity = sensitivity_of_step(fitting, clip_norm=median)
+        noise = draw.rng.normal(scale=0.01 * sensitivity, size=start.size).astype(np.float32)
+        faults = []
+        for rate in (_PRIVATE_RATE, _RATE_OFF_BY * _PRIVATE_RATE):
+            settings = replace(fitting, learning_rate=rate)
+            step = np.asarray(
+                noised_step(
+                    gradients,
+                    np.ones(len(gradients), np.float32),
+                    scale=scale_of_gradients(settings),
+                    sensitivity=sensitivity,
+                    noise=noise,
+                ),
+                np.float32,
+            )
+            moved = step if rate_before_noise(settings) else first_step(step, settings, rate=rate)
+            self._device.set_weights(start)
+            assert self._device.train_dp is not None
+            self._device.train_dp(batch.tensors, batch.weight, rate, sensitivity, noise)
+            found = self._weight_faults(start, start - moved, told=self._told(step))
+            faults += [f"learning rate {rate:g}: {text}" for text in found]
+        return faults
+
+    def _gradients_of_each(self, start: Float32, batch: Batch) -> Float32:
+        """Of each real example, a batch of its own: float32 [number, d]."""
+        self._reference.set_weights(start)
+        rows = [
+            {name: np.asarray(values)[i : i + 1] for name, values in batch.tensors.items()}
+            for i in np.flatnonzero(batch.weight)
+        ]
+        return np.stack([self._gradient_of_one(row, np.ones(1, np.float32)) for row in rows])
 
     def _gradient_norm(self, start: Float32, batch: Batch) -> float:
         """The norm of the batch's mean gradient, or 1: a scale for clip norms."""
@@ -268,7 +310,13 @@ class _Checks:
             return np.ones_like(start)
         self._gradients.set_weights(start)
         step(self._gradients)
-        gradient = np.abs(self._gradients.get_weights() - start)
+        return self._told(self._gradients.get_weights() - start)
+
+    def _told(self, step: Float32) -> Float32:
+        """The same of a `step` of plain SGD, float32 [d]."""
+        if self._gradients is None:
+            return np.ones_like(step)
+        gradient = np.abs(step)
         least = _SMALL_IN_MODEL * np.max(gradient)
         parts = self._layout.split(gradient)
         return self._layout.join([p > max(least, _SMALL_IN_VARIABLE * np.max(p)) for p in parts])
@@ -297,64 +345,6 @@ class _Checks:
                 faults.append(f"{layer}, {name}: off by {error:.3g}, allowed is {allowed:.3g}")
         return faults
 
-    def _inference(self, *, shaken: bool) -> Callable[[Draw], list[str]]:
-        def check(draw: Draw) -> list[str]:
-            start = draw.weights(self._initial, shaken=shaken)
-            self._device.set_weights(start)
-            self._reference.set_weights(start)
-            for count in (1, 3):  # any number of examples
-                inputs = self._examples.inputs(draw.rng, count)
-                ours, theirs = self._device.infer(inputs), self._reference.infer(inputs)
-                fault = _difference("the logits are", ours, theirs, _OUTPUT_TOLERANCE)
-                if fault:
-                    return fault
-            return []
-
-        return check
-
-    def _report(self, draw: Draw) -> list[str]:
-        """Small, large, zero and broken updates; clip norms around them; fed noise."""
-        size, initial = self._layout.size, self._initial
-        direction = draw.rng.normal(size=size).astype(np.float32)
-        broken = {value: direction.copy() for value in (np.nan, np.inf)}
-        for value, update in broken.items():
-            update[size // 2] = value
-        updates = {
-            "a random update": direction,
-            "a zero update": np.zeros(size, np.float32),
-            "an update with NaN": broken[np.nan],
-            "an update with infinity": broken[np.inf],
-            "an update of a huge norm": direction * np.float32(1e30),
-        }
-        noise = draw.rng.normal(size=size).astype(np.float32)
-        norm = float(np.linalg.norm(direction.astype(np.float64)))
-        faults = []
-        for name, update in updates.items():
-            current = initial + update
-            for clip_norm in (0.01 * norm, 100 * norm, self._plan.privacy.clip_norm):
-                for added in (np.zeros_like(noise), noise):
-                    fault = self._report_faults(current, clip_norm=clip_norm, noise=added)
-                    faults += [f"{name}, clip norm {clip_norm:.3g}: {text}" for text in fault]
-        return faults
-
-    def _report_faults(self, current: Float32, *, clip_norm: float, noise: Float32) -> list[str]:
-        self._device.set_weights(current)
-        self._reference.set_weights(current)
-        ours = self._device.privatize_update(self._initial, clip_norm, noise)
-        theirs = self._reference.privatize_update(self._initial, clip_norm, noise)
-        expected = noise + clip_update(
-            current - self._initial,
-            clip_norm=clip_norm,
-            clipping=self._plan.privacy.clipping,
-            layout=self._layout,
-        )
-        faults = _difference("the report is", ours, theirs, 1e-5)
-        faults += _difference("against protocol.clipping the report is", ours, expected, 1e-5)
-        norm = float(np.linalg.norm(ours.astype(np.float64)))
-        if not noise.any() and not norm <= np.float32(clip_norm):
-            faults.append(f"the report has the norm {norm:.9g}, above the clip norm")
-        return faults
-
     def _steady_rate(self, start: Float32, batch: Batch) -> float:
         """A learning rate whose steps move the weights by a few percent.
 
@@ -377,13 +367,3 @@ def _break_an_example(batch: Batch, numbers: Collection[str]) -> bool:
         batch.tensors[name][real[1 % len(real)]] = np.nan
         return True
     return False
-
-
-def _difference(what: str, ours: Float32, theirs: Float32, tolerance: float) -> list[str]:
-    """A fault unless `ours` equals `theirs` up to `tolerance` of its largest entry."""
-    if ours.shape != theirs.shape:
-        return [f"{what} of shape {ours.shape} instead of {theirs.shape}"]
-    allowed = tolerance * float(np.max(np.abs(theirs), initial=0.0)) + 1e-7
-    with np.errstate(invalid="ignore"):  # infinity minus infinity is NaN, and NaN a fault
-        error = float(np.max(np.abs(ours - theirs), initial=0.0))
-    return [] if error <= allowed else [f"{what} off by {error:.3g}, allowed is {allowed:.3g}"]

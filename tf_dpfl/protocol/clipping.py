@@ -32,6 +32,9 @@ CLIP_MARGIN = 1e-5
 LARGEST_NORM = float(np.sqrt(np.finfo(np.float32).max))
 """From this norm on an update counts as broken: its square overflows float32."""
 
+SMALLEST_NORM = 1e-19
+"""Up to this norm squares leave float32's normal numbers: taken for the norm of what is shorter."""
+
 
 def bound_of_a_part(*, clip_norm: float, clipping: str, layout: TensorLayout) -> float:
     """The bound on what is clipped by itself: the update, a variable's norm, or an entry."""

@@ -25,10 +25,11 @@ mean loss of the batch, which is private and stays on the device.
 TRAIN_DP = "train_dp"
 """One local step of DP-SGD: each example's gradient is clipped, the sum noised.
 
-Inputs: those of `train`, `clip_norm` float32 [] and the noise of each variable of the
+Inputs: those of `train`, `sensitivity` float32 [], the most one example may change the
+step (`private_step.sensitivity_of_step`), and the noise of each variable of the
 layout in its own shape, `noise_0`, `noise_1`, ... float32 (see `noise_inputs`), already
-scaled to the standard deviation on the sum of clipped gradients. The divisor is B,
-whatever the weights. Output: `done` int32 [], a constant; norms and losses of
+scaled to the standard deviation of a step (`private_step.noise_stddev_of_step`). The
+divisor is B, whatever the weights. Output: `done` int32 [], a constant; norms and losses of
 single examples never leave the graph. Only in files of plans with unit "example".
 """
 

@@ -26,8 +26,9 @@ from tf_dpfl.client_work.dense_users import (
 from tf_dpfl.client_work.local_training import PrivateSteps, StepValues, train_locally
 from tf_dpfl.client_work.update import bounded, clip_factor, squared_norm
 from tf_dpfl.data.columns import FederatedData
-from tf_dpfl.protocol.noise import noise_stddev_of_share, noise_stddev_of_sum
+from tf_dpfl.protocol.noise import noise_stddev_of_share
 from tf_dpfl.protocol.plan import Plan
+from tf_dpfl.protocol.private_step import noise_stddev_of_step, sensitivity_of_step
 from tf_dpfl.simulation.adaptive_clipping import noise_of_count
 from tf_dpfl.simulation.cohort import shards_of_a_round
 from tf_dpfl.simulation.noise import (
@@ -88,14 +89,17 @@ def _uniforms(
 
 
 def _private_steps(
-    computation: ClientComputation, user_seed: tf.Tensor, plan: Plan, clip_norm: tf.Tensor
+    computation: ClientComputation, user_seed: tf.Tensor, plan: Plan
 ) -> PrivateSteps | None:
     """Steps of DP-SGD with noise of their own; None unless the unit is "example"."""
     privacy, size = plan.privacy, computation.layout.size
     if privacy.unit != "example":
         return None
-    stddev = noise_stddev_of_sum(
-        clip_norm=privacy.clip_norm, noise_multiplier=privacy.calibrated_noise_multiplier
+    settings, clip_norm = plan.local_training, privacy.clip_norm
+    stddev = noise_stddev_of_step(
+        settings,
+        clip_norm=clip_norm,
+        noise_multiplier=privacy.calibrated_noise_multiplier,
     )
     seed = derive_seed(user_seed, tf.constant(STEP_NOISE, tf.int64))
 
@@ -103,7 +107,8 @@ def _private_steps(
         seed_of_step = derive_seed(seed, tf.cast(step, tf.int64))
         return seeded_gaussian_noise(seed_of_step, size=size, stddev=stddev)
 
-    return PrivateSteps(clip_norm, noise)
+    sensitivity = sensitivity_of_step(settings, clip_norm=clip_norm)
+    return PrivateSteps(tf.constant(sensitivity), noise)
 
 
 def _share(noise: float, plan: Plan) -> float:
@@ -232,7 +237,7 @@ def _train_one_by_one(
         with tf.control_dependencies(ready):
             start = tf.identity(weights)
         user_seed = derive_seed(seed, examples.user_ids[index])
-        private = _private_steps(computation, user_seed, plan, clip_norm)
+        private = _private_steps(computation, user_seed, plan)
         train_locally(
             computation,
             examples.of_user(index, multiple=plan.local_training.batch_size),

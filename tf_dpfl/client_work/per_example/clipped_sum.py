@@ -29,11 +29,14 @@ def clipped_gradient_sum(
     random: tf.Tensor | None,
     *,
     variables: Sequence[tf.Variable],
-    clip_norm: tf.Tensor,
+    scale: tf.Tensor,
+    sensitivity: tf.Tensor,
     op_gradients: Mapping[str, str],
     method: str,
 ) -> list[tf.Tensor]:
-    """Sum over the examples of weight_i * clip(gradient_i), one tensor a variable.
+    """Sum over the examples of weight_i * gradient_i * min(scale, sensitivity / its norm).
+
+    One tensor a variable. With `scale` 1 gradients are clipped to the norm `sensitivity`.
 
     To be called while tracing a graph. The result has no influence of an example
     beyond its own clipped term, and nothing else about an example is returned.
@@ -45,14 +48,15 @@ def clipped_gradient_sum(
       weight: float32 [B], 1 for an example and 0 for padding.
       random: float32 [B, r], each example's random values, or None.
       variables: float32 variables, of static shape.
-      clip_norm: float32 [], the largest L2 norm of one example's contribution
-        over all variables together; finite and > 0.
+      scale: float32 [], what gradients are multiplied with before they are clipped.
+      sensitivity: float32 [], the largest L2 norm of one example's contribution
+        over all variables together; finite and >= 0.
       op_gradients: op type -> registered gradient name to use instead of
         TensorFlow's own; may be empty.
       method: "one_pass" (one forward and one backward pass over the batch) or
         "loop" (over the examples).
 
-    Guarantees, see `clipping`: each contribution is at most `clip_norm` in
+    Guarantees, see `clipping`: each contribution is at most `sensitivity` in
     float32; an example of weight 0, or whose loss or gradient is not finite,
     contributes zero and changes nothing for the others.
 
@@ -66,7 +70,8 @@ def clipped_gradient_sum(
         weight,
         random,
         variables=variables,
-        clip_norm=clip_norm,
+        scale=scale,
+        sensitivity=sensitivity,
         op_gradients=op_gradients,
     )
 
@@ -93,7 +98,7 @@ def choose_method(
     def trace(
         batch: Mapping[str, tf.Tensor],
         weight: tf.Tensor,
-        clip_norm: tf.Tensor,
+        sensitivity: tf.Tensor,
         random: tf.Tensor | None,
     ) -> list[tf.Tensor]:
         return one_pass_clipped_sum(
@@ -102,7 +107,8 @@ def choose_method(
             weight,
             random,
             variables=variables,
-            clip_norm=clip_norm,
+            scale=tf.constant(1.0),
+            sensitivity=sensitivity,
             op_gradients=op_gradients,
         )
 

@@ -2,7 +2,7 @@
 
 Formal guarantees, for every example (NaN and infinities included):
   * with a squared norm that is not below the true one, its contribution has L2
-    norm at most `clip_norm` in float32;
+    norm at most `sensitivity` in float32, whatever `scale` is;
   * weight 0, a non-finite loss or a non-finite squared norm: no contribution.
 """
 
@@ -12,25 +12,33 @@ from dataclasses import dataclass
 
 import tensorflow as tf
 
-from tf_dpfl.protocol.clipping import CLIP_MARGIN
+from tf_dpfl.protocol.clipping import CLIP_MARGIN, SMALLEST_NORM
 
 
 def contribution_factors(
-    squared_norms: tf.Tensor, losses: tf.Tensor, weight: tf.Tensor, *, clip_norm: tf.Tensor
+    squared_norms: tf.Tensor,
+    losses: tf.Tensor,
+    weight: tf.Tensor,
+    *,
+    scale: tf.Tensor,
+    sensitivity: tf.Tensor,
 ) -> tuple[tf.Tensor, tf.Tensor]:
     """What to multiply gradients with, and whose gradient to look at.
 
     Args:
       squared_norms, losses, weight: float32 [B] (or [] for one example).
-      clip_norm: float32 [], finite and > 0.
+      scale: float32 [], of gradients that are not clipped; what is not > 0 counts as 0.
+      sensitivity: float32 [], the largest contribution; finite and >= 0.
 
     Returns:
       (factor, counts): float32, 0 where `counts` (bool) is false. The gradients
       of examples that do not count must be replaced, not multiplied: NaN times
       0 is NaN.
     """
-    bound = clip_norm * (1.0 - CLIP_MARGIN)
-    factor = weight * (bound / tf.maximum(tf.sqrt(squared_norms), bound))
+    # A comparison, not a maximum: NaN fails it.
+    scale = tf.where(scale > 0.0, scale, 0.0)
+    largest = sensitivity * (1.0 - CLIP_MARGIN) / tf.maximum(tf.sqrt(squared_norms), SMALLEST_NORM)
+    factor = weight * tf.minimum(scale, largest)
     # Comparisons that NaN fails; TFLite has no builtin for is_finite.
     counts = tf.logical_and(
         tf.logical_and(squared_norms < tf.float32.max, tf.abs(losses) < tf.float32.max),

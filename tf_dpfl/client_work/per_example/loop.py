@@ -25,7 +25,8 @@ def loop_clipped_sum(
     random: tf.Tensor | None,
     *,
     variables: Sequence[tf.Variable],
-    clip_norm: tf.Tensor,
+    scale: tf.Tensor,
+    sensitivity: tf.Tensor,
     op_gradients: Mapping[str, str],
 ) -> list[tf.Tensor]:
     """As `clipped_gradient_sum`; one trace of the model, run once for each example."""
@@ -47,7 +48,8 @@ def loop_clipped_sum(
             sum_of_squares(gradient),
             tf.reshape(loss, []),
             tf.reshape(_row(weight, index), []),
-            clip_norm=clip_norm,
+            scale=scale,
+            sensitivity=sensitivity,
         )
         return index + 1, total + tf.where(counts, gradient * factor, 0.0)
 

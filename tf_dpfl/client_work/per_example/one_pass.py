@@ -30,7 +30,8 @@ def one_pass_clipped_sum(
     random: tf.Tensor | None,
     *,
     variables: Sequence[tf.Variable],
-    clip_norm: tf.Tensor,
+    scale: tf.Tensor,
+    sensitivity: tf.Tensor,
     op_gradients: Mapping[str, str],
 ) -> list[tf.Tensor]:
     """As `clipped_gradient_sum`; raises NoSoundRuleError where it is not known to be right."""
@@ -60,7 +61,10 @@ def one_pass_clipped_sum(
     if not groups:
         return [tf.zeros(v.shape) for v in variables]
     squared_norms = tf.add_n([group.squared_norms() for _, group in groups])
-    selection = Selection(*contribution_factors(squared_norms, loss, weight, clip_norm=clip_norm))
+    factors = contribution_factors(
+        squared_norms, loss, weight, scale=scale, sensitivity=sensitivity
+    )
+    selection = Selection(*factors)
     return _to_variables(groups, selection, variables, handles)
 
 
