@@ -117,7 +117,9 @@ def check_reports(tmp_path: Path, client_files: Path, python: str, model: str) -
     noise = (0.2 * generator.normal(size=(STEPS, len(task.weights)))).astype(np.float32)
     with np.load(data) as examples:
         x, y = examples["x"], examples["y"]
-    np.savez(tmp_path / "inputs.npz", x=x, y=y, noise=noise)
+    # Momentum's steps are noised over the batch size, the oracle's sums are not.
+    size = task.manifest.plan.local_training.batch_size if model.endswith("-example") else 1
+    np.savez(tmp_path / "inputs.npz", x=x, y=y, noise=noise / np.float32(size))
     done = subprocess.run(
         [
             *(python, str(HERE / "device_round.py")),
