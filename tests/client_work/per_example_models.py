@@ -237,9 +237,7 @@ def specs(batch: dict[str, np.ndarray]) -> dict[str, tf.TensorSpec]:
     return {name: tf.TensorSpec(a.shape, a.dtype) for name, a in batch.items()}
 
 
-def clipped_sum(
-    model, batch, weight, sensitivity, method, losses=None, scale=1.0, at_once=None
-) -> np.ndarray:
+def clipped_sum(model, batch, weight, sensitivity, method, losses=None, scale=1.0) -> np.ndarray:
     """The flat sum, float32 [d], computed by a TensorFlow function."""
 
     def run(batch, weight, scale, sensitivity):
@@ -253,7 +251,6 @@ def clipped_sum(
             sensitivity=sensitivity,
             op_gradients={},
             method=method,
-            at_once=at_once,
         )
 
     parts = tf.function(run, autograph=False)(

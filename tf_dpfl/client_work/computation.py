@@ -170,7 +170,6 @@ class ClientComputation(tf.Module):
             standard deviation that a step of this sensitivity needs.
           random: as for `train_batch`.
         """
-        method = self._method_of_steps()
         sums = clipped_gradient_sum(
             self.example_losses,
             batch,
@@ -180,8 +179,7 @@ class ClientComputation(tf.Module):
             scale=self._optimizer.scale_before_noise(learning_rate),
             sensitivity=sensitivity,
             op_gradients=self._op_gradients,
-            method=method.name,
-            at_once=method.at_once,
+            method=self._dp_method or self.choose_dp_method().name,
         )
         step = [total + share for total, share in zip(sums, noise)]
         self._optimizer.apply_noised(step, learning_rate)
@@ -197,14 +195,6 @@ class ClientComputation(tf.Module):
             variables=self._variables,
             op_gradients=self._op_gradients,
         )
-
-    def _method_of_steps(self) -> Method:
-        if self._dp_method == "loop":
-            return Method("loop", "asked for", 1)
-        chosen = self.choose_dp_method()
-        if self._dp_method in (None, chosen.name):
-            return chosen
-        return Method("one_pass", "asked for", self._batch_size)
 
     def infer(self, inputs: Batch) -> tf.Tensor:
         """The model's prediction, float32 [n, ...], for inputs of [n, ...] each."""

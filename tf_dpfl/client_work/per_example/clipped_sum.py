@@ -2,16 +2,13 @@
 
 from __future__ import annotations
 
-import functools
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import tensorflow as tf
 
 from tf_dpfl.client_work.per_example.loop import Losses, loop_clipped_sum
 from tf_dpfl.client_work.per_example.one_pass import one_pass_clipped_sum
-from tf_dpfl.client_work.per_example.parts import examples_at_once, sum_of_parts
 from tf_dpfl.client_work.per_example.refusals import NoSoundRuleError
 
 _METHODS = {"one_pass": one_pass_clipped_sum, "loop": loop_clipped_sum}
@@ -19,14 +16,10 @@ _METHODS = {"one_pass": one_pass_clipped_sum, "loop": loop_clipped_sum}
 
 @dataclass(frozen=True)
 class Method:
-    """A method by name ("one_pass" or "loop"), and why it was chosen.
-
-    `at_once`: how many examples it takes at once, a divisor of their number.
-    """
+    """A method by name ("one_pass" or "loop"), and why it was chosen."""
 
     name: str
     reason: str
-    at_once: int
 
 
 def clipped_gradient_sum(
@@ -40,7 +33,6 @@ def clipped_gradient_sum(
     sensitivity: tf.Tensor,
     op_gradients: Mapping[str, str],
     method: str,
-    at_once: int | None = None,
 ) -> list[tf.Tensor]:
     """Sum over the examples of weight_i * gradient_i * min(scale, sensitivity / its norm).
 
@@ -63,7 +55,6 @@ def clipped_gradient_sum(
         TensorFlow's own; may be empty.
       method: "one_pass" (one forward and one backward pass over the batch) or
         "loop" (over the examples).
-      at_once: how many examples one pass takes at once, a divisor of B; by default all.
 
     Guarantees, see `clipping`: each contribution is at most `sensitivity` in
     float32; an example of weight 0, or whose loss or gradient is not finite,
@@ -73,18 +64,16 @@ def clipped_gradient_sum(
       NoSoundRuleError: `method` is "one_pass" and the model has a place where it
         is not known to be right.
     """
-    clipped_sum = functools.partial(
-        _METHODS[method],
+    return _METHODS[method](
         losses,
+        batch,
+        weight,
+        random,
         variables=variables,
         scale=scale,
         sensitivity=sensitivity,
         op_gradients=op_gradients,
     )
-    if method == "loop" or at_once in (None, weight.shape[0]):
-        return clipped_sum(batch, weight, random)
-    shapes = [variable.shape for variable in variables]
-    return sum_of_parts(clipped_sum, batch, weight, random, at_once=at_once, shapes=shapes)
 
 
 def choose_method(
@@ -97,8 +86,7 @@ def choose_method(
 ) -> Method:
     """ "one_pass" where it is sound for this model, otherwise "loop" with the reason.
 
-    Traces the model in graphs of their own. A batch whose pass would need much memory is
-    taken in parts.
+    Traces the model in a graph of its own.
 
     Args:
       losses, variables, op_gradients: as for `clipped_gradient_sum`.
@@ -124,24 +112,10 @@ def choose_method(
             op_gradients=op_gradients,
         )
 
-    def traced(examples: int) -> Any:
-        specs = {
-            name: tf.TensorSpec([examples, *s.shape[1:]], s.dtype) for name, s in batch.items()
-        }
-        uniforms = None if random is None else tf.TensorSpec([examples, *random.shape[1:]])
-        function = tf.function(trace, autograph=False)
-        weight, scalar = tf.TensorSpec([examples]), tf.TensorSpec([])
-        return function.get_concrete_function(specs, weight, scalar, uniforms).graph
-
     try:
-        at_once = examples_at_once(traced(size), size)
+        tf.function(trace, autograph=False).get_concrete_function(
+            dict(batch), tf.TensorSpec([size]), tf.TensorSpec([]), random
+        )
     except NoSoundRuleError as error:
-        return Method("loop", str(error), 1)
-    reason = "every place where a weight meets the batch has a sound rule"
-    if at_once == size:
-        return Method("one_pass", reason, size)
-    try:
-        traced(at_once)
-    except NoSoundRuleError:
-        return Method("one_pass", reason, size)
-    return Method("one_pass", f"{reason}; {at_once} examples at a time, for memory", at_once)
+        return Method("loop", str(error))
+    return Method("one_pass", "every place where a weight meets the batch has a sound rule")
