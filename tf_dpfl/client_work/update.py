@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
+from typing import Any
 
 import tensorflow as tf
 
@@ -18,6 +19,8 @@ from tf_dpfl.protocol.clipping import CLIP_MARGIN
 _TERMS_PER_SUM = 64
 
 _EPSILON = 2.0**-24  # of one rounding in float32
+SMALLEST_NORMAL = 2.0**-126
+"""Of float32: smaller numbers may be flushed to zero."""
 
 
 def sum_of_squares(values: tf.Tensor) -> tf.Tensor:
@@ -84,6 +87,27 @@ def rounding_of_products(lengths: tf.Tensor, terms: int) -> tf.Tensor:
       terms: of one inner product; errors of so many roundings add up like a random walk.
     """
     return tf.square(lengths) * (_EPSILON * math.sqrt(terms))
+
+
+def flushed_of_products(
+    rows: tf.Tensor, columns: tf.Tensor, *, sizes: tuple[int, int], count: Any
+) -> tf.Tensor:
+    """What flushing to zero may take from the squared norm of a sum of `count` outer products.
+
+    The norm is made of inner products of rows and of columns. An inner product that is
+    flushed in one factor may count through the other: of a row of 1e18 and a column of
+    1e-19, whose square is no normal number, the outer product has norm 0.1.
+
+    Args:
+      rows, columns: the sums of their norms.
+      sizes: how long a row and how long a column is.
+      count: a number, or float32 [].
+    """
+    # Each term of an inner product may lose SMALLEST_NORMAL. Roots first: squares overflow.
+    lost = [math.sqrt(size * SMALLEST_NORMAL) for size in sizes]
+    return (
+        tf.square(rows * lost[1]) + tf.square(columns * lost[0]) + count * count * SMALLEST_NORMAL
+    )
 
 
 def clip_by_global_norm(update: tf.Tensor, clip_norm: tf.Tensor) -> tf.Tensor:

@@ -8,7 +8,12 @@ from dataclasses import dataclass
 import tensorflow as tf
 
 from tf_dpfl.client_work.dense_users.network import DenseNet
-from tf_dpfl.client_work.update import clip_factor, rounding_of_products, sum_of_squares
+from tf_dpfl.client_work.update import (
+    clip_factor,
+    flushed_of_products,
+    rounding_of_products,
+    sum_of_squares,
+)
 from tf_dpfl.protocol.interface import TARGET
 from tf_dpfl.protocol.plan import LocalTraining
 
@@ -230,13 +235,20 @@ def _optimizer_step(
 def _squared_norm(rows: tf.Tensor, gram: tf.Tensor, coefficients: tf.Tensor) -> tf.Tensor:
     """Squared norm of rows^T D for each user, [K], from the Gram matrix of the rows.
 
-    Its terms may cancel; what rounding can do to them is added, so that the norm is
-    never too small.
+    Its terms may cancel or be flushed to zero; what that can do to them is added, so that
+    the norm is never too small.
     """
     squared = tf.reduce_sum(coefficients * tf.matmul(gram, coefficients), [1, 2])
-    lengths = tf.sqrt(tf.linalg.diag_part(gram)) * tf.norm(coefficients, axis=2)
-    terms = rows.shape[-1] + coefficients.shape[-1]
-    return tf.maximum(squared, 0.0) + rounding_of_products(tf.reduce_sum(lengths, 1), terms)
+    of_rows, of_columns = tf.sqrt(tf.linalg.diag_part(gram)), tf.norm(coefficients, axis=2)
+    sizes = (rows.shape[-1], coefficients.shape[-1])
+    rounded = rounding_of_products(tf.reduce_sum(of_rows * of_columns, 1), sum(sizes))
+    flushed = flushed_of_products(
+        tf.reduce_sum(of_rows, 1),
+        tf.reduce_sum(of_columns, 1),
+        sizes=sizes,
+        count=tf.cast(tf.shape(rows)[1], tf.float32),
+    )
+    return tf.maximum(squared, 0.0) + rounded + flushed
 
 
 def _rows_of(users: tf.Tensor, values: tf.Tensor) -> tf.Tensor:

@@ -13,12 +13,12 @@ from tf_dpfl.client_work.per_example.clipping import Selection
 from tf_dpfl.client_work.per_example.positions import Positions
 from tf_dpfl.client_work.per_example.uses import Lookups, Products
 from tf_dpfl.client_work.update import (
+    SMALLEST_NORMAL,
+    flushed_of_products,
     rounding_of_products,
     sum_of_squares,
     sum_of_squares_of_matrices,
 )
-
-_SMALLEST = float(np.finfo(np.float32).tiny)  # what is below may be flushed to zero
 
 # Reading and writing an entry of a gradient costs about as much as so many
 # multiplications of a matrix product (measured in tflite-runtime 2.14).
@@ -80,18 +80,19 @@ class ProductGroup:
     def squared_norms(self) -> tf.Tensor:
         """As `Group`: from the Gram matrices of rows and columns.
 
-        Their terms may cancel, and then rounding errors stay: what they can come
-        to is added, so that the norm is never too small.
+        Their terms may cancel, and then rounding errors stay, and small ones are
+        flushed: what that can come to is added, so that the norm is never too small.
         """
         if self.rows.shape[1] == 1:
             # What was flushed to zero in one factor may count through the other.
             squares = [
-                sum_of_squares(side[:, 0]) + side.shape[2] * _SMALLEST
+                sum_of_squares(side[:, 0]) + side.shape[2] * SMALLEST_NORMAL
                 for side in (self.rows, self.columns)
             ]
             return squares[0] * squares[1]
-        return _sum_of_products(_gram(self.rows), _gram(self.columns)) + _rounding(
-            [(norms(self.rows), norms(self.columns))], self.rows.shape[2] + self.columns.shape[2]
+        return _sum_of_products(_gram(self.rows), _gram(self.columns)) + _what_may_be_lost(
+            [(norms(self.rows), norms(self.columns))],
+            sizes=(self.rows.shape[2], self.columns.shape[2]),
         )
 
     def clipped_sum(self, selection: Selection) -> tf.Tensor:
@@ -125,7 +126,7 @@ class LookupGroup:
         if self._is_repeated():
             # A row that is looked up n times gets n times the column.
             counts = _squared_counts(self.ids, table=self.positions.shape[0])
-            smallest = self.columns.shape[2] * _SMALLEST  # as for products
+            smallest = self.columns.shape[2] * SMALLEST_NORMAL  # as for products
             return counts * (sum_of_squares(self.columns[:, 0]) + smallest)
         squared = sum_of_squares(_sums_of_equal_ids(self.ids, self.columns))
         if self.products is None:
@@ -138,12 +139,12 @@ class LookupGroup:
             squared
             + 2.0 * cross
             + self.products.squared_norms()
-            + _rounding(
+            + _what_may_be_lost(
                 [
                     (norms(rows), norms(columns)),
                     (tf.ones(self.ids.shape), norms(self.columns)),
                 ],
-                rows.shape[2] + columns.shape[2],
+                sizes=(rows.shape[2], columns.shape[2]),
             )
         )
 
@@ -262,12 +263,19 @@ def _sum_of_products(left: tf.Tensor, right: tf.Tensor) -> tf.Tensor:
     return tf.reduce_sum(tf.reduce_sum(left * right, axis=2), axis=1)
 
 
-def _rounding(factors: Sequence[tuple[tf.Tensor, tf.Tensor]], terms: int) -> tf.Tensor:
-    """What rounding may do to sums of inner products of `terms` terms, float32 [B].
+def _what_may_be_lost(
+    factors: Sequence[tuple[tf.Tensor, tf.Tensor]], *, sizes: tuple[int, int]
+) -> tf.Tensor:
+    """What rounding and flushing may take from the squared norms of outer products, float32 [B].
 
     Args:
       factors: pairs of norms, float32 [B, T], of the rows and columns involved.
-      terms: errors of so many roundings add up like a random walk.
+      sizes: how long a row and how long a column is.
     """
     largest = tf.add_n([tf.reduce_sum(rows * columns, axis=1) for rows, columns in factors])
-    return rounding_of_products(largest, terms)
+    of_rows, of_columns = (
+        tf.add_n([tf.reduce_sum(side, axis=1) for side in sides]) for sides in zip(*factors)
+    )
+    count = sum(rows.shape[1] for rows, _ in factors)
+    flushed = flushed_of_products(of_rows, of_columns, sizes=sizes, count=count)
+    return rounding_of_products(largest, sum(sizes)) + flushed
