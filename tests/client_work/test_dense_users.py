@@ -119,7 +119,9 @@ def test_a_block_trains_each_user_as_by_itself(build, changes):
     assert not broken.any()
     assert 0 < sum(unclipped[:4]) < 4 and unclipped[4]  # who has no examples is not clipped
     assert [u <= clip_norm for u in np.sqrt(squared)] == unclipped.tolist()
-    np.testing.assert_allclose(np.sqrt(squared), [np.linalg.norm(u) for u in updates], rtol=1e-4)
+    norms = [np.linalg.norm(u) for u in updates]
+    # A user without examples has what may have been flushed to zero.
+    np.testing.assert_allclose(np.sqrt(squared), norms, rtol=1e-4, atol=1e-15)
 
 
 def test_a_norm_is_never_below_that_of_the_update():
