@@ -16,7 +16,7 @@ import numpy as np
 from tf_dpfl.protocol.errors import TaskError
 from tf_dpfl.protocol.manifest import CLIENT_FILE
 from tf_dpfl.protocol.plan import LocalTraining
-from tf_dpfl.protocol.private_step import rate_before_noise
+from tf_dpfl.protocol.step_scale import rate_before_noise
 from tf_dpfl.protocol.tensors import Float32
 
 # Of the bound: what float32 sums of the steps below may be off by.

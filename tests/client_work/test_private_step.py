@@ -12,12 +12,8 @@ import tensorflow as tf
 from tf_dpfl.client_work.computation import ClientComputation
 from tf_dpfl.client_work.local_training import PrivateSteps, train_locally
 from tf_dpfl.protocol.plan import LocalTraining
-from tf_dpfl.protocol.private_step import (
-    noised_step,
-    rate_before_noise,
-    scale_of_gradients,
-    sensitivity_of_step,
-)
+from tf_dpfl.protocol.private_step import noised_step, sensitivity_of_step
+from tf_dpfl.protocol.step_scale import rate_before_noise, scale_of_gradients
 
 B = cases.BATCH
 METHODS = ["one_pass", "loop"]

@@ -10,13 +10,8 @@ from plan_trees import plan_tree
 
 from tf_dpfl.protocol.errors import PlanError
 from tf_dpfl.protocol.plan import LocalTraining, plan_from_dict
-from tf_dpfl.protocol.private_step import (
-    noise_stddev_of_step,
-    noised_step,
-    rate_before_noise,
-    scale_of_gradients,
-    sensitivity_of_step,
-)
+from tf_dpfl.protocol.private_step import noise_stddev_of_step, noised_step, sensitivity_of_step
+from tf_dpfl.protocol.step_scale import rate_before_noise, scale_of_gradients
 
 B, RATE, CLIP_NORM = 8, 0.1, 0.5
 OF_THE_STEP = RATE / B  # plain SGD: what comes off the weights

@@ -12,7 +12,7 @@ from collections.abc import Sequence
 import tensorflow as tf
 
 from tf_dpfl.protocol.plan import OPTIMIZER_SLOTS, LocalTraining
-from tf_dpfl.protocol.private_step import rate_before_noise
+from tf_dpfl.protocol.step_scale import rate_before_noise
 
 
 class LocalOptimizer(tf.Module):

@@ -24,12 +24,8 @@ from tf_dpfl.export.tape import first_step, tape_gradient
 from tf_dpfl.export.value_checks import ValueChecks
 from tf_dpfl.protocol.errors import ExportError
 from tf_dpfl.protocol.plan import Plan
-from tf_dpfl.protocol.private_step import (
-    noised_step,
-    rate_before_noise,
-    scale_of_gradients,
-    sensitivity_of_step,
-)
+from tf_dpfl.protocol.private_step import noised_step, sensitivity_of_step
+from tf_dpfl.protocol.step_scale import rate_before_noise, scale_of_gradients
 from tf_dpfl.protocol.tensors import Float32
 
 # A wrong rule is wrong by percents; two correct float32 programs differ by

@@ -13,7 +13,7 @@ from typing import Any
 from tf_dpfl.protocol.adaptive_clipping import clip_count_stddev_of, fault_of_noise
 from tf_dpfl.protocol.local_target import faults_of_local_target
 from tf_dpfl.protocol.losses import LOSSES, SPARSE_LOSS
-from tf_dpfl.protocol.private_step import faults_of_sensitivity
+from tf_dpfl.protocol.step_scale import faults_of_sensitivity
 from tf_dpfl.protocol.tuning_section import faults_of_tuning
 
 # Some seconds of accounting; real trainings have hundreds or thousands of rounds.
