@@ -6,13 +6,14 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
-from tf_dpfl.client_work.wide_windows import (
+from tf_dpfl.client_work.convolutions import (
+    Axis,
     convolved,
     kernel_products,
-    wide_kernel_steps,
-    windows_at_once,
+    patches,
+    smaller_kernel_products,
 )
-from tf_dpfl.client_work.windows import Axis, applied, patches
+from tf_dpfl.client_work.convolutions.wide_windows import wide_kernel, windows_at_once
 
 # size of the kernel, stride, dilation; input channels, outputs; windows taken together.
 CONVOLUTIONS = [
@@ -59,6 +60,24 @@ def test_convolution_and_kernel_gradient_are_tensorflows(case: tuple, padding: s
     np.testing.assert_allclose(each, turned, atol=2e-4)
     summed = tf.reduce_sum(kernel_products(image, grad, rows, columns, each_image=False), axis=0)
     np.testing.assert_allclose(summed, tf.reduce_sum(turned, axis=0), atol=5e-4)
+    chosen, entries = smaller_kernel_products(image, grad, rows, columns, each_image=True)
+    flat = np.reshape(of_each, [IMAGES, -1])
+    np.testing.assert_allclose(chosen, flat[:, entries], atol=2e-4)
+    assert sorted(entries.reshape(-1)) == list(range(flat.shape[1]))
+
+
+@pytest.mark.parametrize(
+    ("channels", "outputs", "stride", "over_grad"),
+    [(16, 16, 1, True), (32, 4, 1, True), (1, 16, 1, False), (16, 16, 2, False)],
+)
+def test_the_kernels_gradient_comes_from_the_smaller_patches(
+    channels: int, outputs: int, stride: int, *, over_grad: bool
+) -> None:
+    rows, columns = axes("SAME", (3, 3), (stride, stride), (1, 1))
+    image = tf.zeros([IMAGES, HEIGHT, WIDTH, channels])
+    grad = tf.zeros([IMAGES, rows.outputs, columns.outputs, outputs])
+    _, entries = smaller_kernel_products(image, grad, rows, columns, each_image=True)
+    assert entries.shape[0] == (channels if over_grad else outputs)
 
 
 @pytest.mark.parametrize("case", CONVOLUTIONS, ids=str)
@@ -82,8 +101,7 @@ def test_windows_together_meet_what_each_of_them_meets() -> None:
 
 def test_a_kernel_of_windows_together_holds_each_window_among_zeros() -> None:
     kernel = tf.reshape(tf.range(1.0, 7.0), [1, 3, 1, 2])
-    steps = wide_kernel_steps([1, 3, 1, 2], Axis(9, 4, 3, 2, 1, 0), 2)
     np.testing.assert_array_equal(
-        applied(steps, kernel),
+        wide_kernel(kernel, Axis(9, 4, 3, 2, 1, 0), 2),
         [[1, 2, 0, 0], [3, 4, 0, 0], [5, 6, 1, 2], [0, 0, 3, 4], [0, 0, 5, 6]],
     )

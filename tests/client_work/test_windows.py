@@ -6,7 +6,8 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
-from tf_dpfl.client_work.windows import Axis, patch_steps, patches, rows_at_once
+from tf_dpfl.client_work.convolutions.patch_products import rows_at_once
+from tf_dpfl.client_work.convolutions.windows import Axis, padded, patches
 
 # kernel, stride, dilation of rows and of columns; channels. The last of a row are
 # runs long enough for one stage, and short ones for two.
@@ -63,26 +64,41 @@ def test_pixels_in_front_of_the_first_window_are_skipped() -> None:
     np.testing.assert_array_equal(met, [[[13, 14], [15, 16], [19, 20], [21, 22]]])
 
 
+def copies(shape: tuple[int, ...], rows: Axis, columns: Axis) -> list[str]:
+    """The ops that `patches` makes, but for those that only look at what is there."""
+    graph = tf.function(lambda image: patches(image, rows, columns)).get_concrete_function(
+        tf.TensorSpec(shape)
+    )
+    types = [op.type for op in graph.graph.get_operations()]
+    return [name for name in types if name in ("PadV2", "GatherV2", "Slice", "ConcatV2")]
+
+
 def test_a_pixel_for_a_window_needs_no_copies() -> None:
-    steps = patch_steps([2, 5, 4, 3], Axis(5, 5, 1, 1, 1, 0), Axis(4, 4, 1, 1, 1, 0))
-    assert [step.kind for step in steps] == ["reshape"]
+    assert not copies((2, 5, 4, 3), Axis(5, 5, 1, 1, 1, 0), Axis(4, 4, 1, 1, 1, 0))
 
 
 def test_a_short_run_is_copied_in_two_stages() -> None:
-    steps = patch_steps([2, 28, 28, 1], Axis(28, 13, 4, 2, 1, 0), Axis(28, 13, 4, 2, 1, 0))
-    assert [step.kind for step in steps].count("slices") == 1
-    assert [step.kind for step in steps].count("gather") == 1
+    axis = Axis(28, 13, 4, 2, 1, 0)
+    assert copies((2, 28, 28, 1), axis, axis) == ["Slice"] * 2 + ["ConcatV2", "GatherV2"]
 
 
 def test_a_few_windows_that_never_lie_side_by_side_are_sliced_one_by_one() -> None:
-    steps = patch_steps([2, 20, 20, 1], Axis(20, 4, 5, 4, 1, 0), Axis(20, 4, 5, 4, 1, 0))
-    (slices,) = (step for step in steps if step.kind == "slices")
-    assert slices.argument.tolist() == [[0, 5], [4, 5], [8, 5], [12, 5]]
+    axis = Axis(20, 4, 5, 4, 1, 0)
+    assert copies((2, 20, 20, 1), axis, axis) == ["Slice"] * 4 + ["ConcatV2", "GatherV2"]
 
 
 def test_many_windows_that_never_lie_side_by_side_are_gathered_twice() -> None:
-    steps = patch_steps([2, 45, 45, 1], Axis(45, 11, 5, 4, 1, 0), Axis(45, 11, 5, 4, 1, 0))
-    assert [step.kind for step in steps].count("gather") == 2
+    axis = Axis(45, 11, 5, 4, 1, 0)
+    assert copies((2, 45, 45, 1), axis, axis) == ["GatherV2"] * 2
+
+
+@pytest.mark.parametrize("before", [2, -1])
+def test_an_image_with_its_padding_has_the_same_windows(before: int) -> None:
+    image = tf.reshape(tf.range(1.0, 49.0), [1, 6, 8, 1])
+    rows, columns = Axis(6, 4, 3, 2, 1, 1), Axis(8, 3, 4, 3, 1, before)
+    framed, *inside = padded(image, rows, columns)
+    assert not copies(framed.shape, *inside).count("PadV2")
+    np.testing.assert_array_equal(patches(framed, *inside), patches(image, rows, columns))
 
 
 @pytest.mark.parametrize(

@@ -66,6 +66,21 @@ CASES: dict[str, tuple[Callable[..., Any], tuple[Any, ...], str]] = {
     ),
     "abs": (tf.abs, (spec(4, 3),), "ABS"),
     "add_n": (lambda a, b, c: tf.add_n([a, b, c]), (spec(4, 3),) * 3, "ADD_N"),
+    "add_n of tiled": (
+        lambda a, b: tf.add_n([tf.tile(b, [1, 3, 1]), a]),
+        (spec(4, 3, 2), spec(4, 1, 2)),
+        "TILE",
+    ),
+    "add_n of repeated": (
+        lambda a, b: tf.add_n([a, tf.tile(b, [1, 2, 1])]),
+        (spec(4, 4, 2), spec(4, 2, 2)),
+        "ADD_N",
+    ),
+    "add_n of tiled only": (
+        lambda a, b: tf.add_n([tf.tile(a, [1, 3, 1]), tf.tile(b, [1, 3, 1])]),
+        (spec(4, 1, 2), spec(4, 1, 2)),
+        "ADD_N",
+    ),
     "greater": (lambda a: tf.cast(a > 0.0, tf.float32), (spec(4, 3),), "CAST"),
     "greater than": (lambda a: tf.cast(a > 0.5, tf.float32), (spec(4, 3),), "CAST"),
     "less": (lambda a: tf.cast(a < 0.5, tf.float32), (spec(4, 3),), "CAST"),
@@ -97,6 +112,11 @@ CASES: dict[str, tuple[Callable[..., Any], tuple[Any, ...], str]] = {
     "convolution long stride": (*convolution(3, "VALID", size=2), "CONV_2D"),
     "convolution tiles": (*convolution(2, "VALID", size=2), "CONV_2D"),
     "convolution dilated": (*convolution(1, "SAME", dilation=2), "CONV_2D"),
+    "convolution of three rows": (
+        lambda x, kernel: tf.nn.conv2d(x, kernel, 1, "SAME"),
+        (spec(2, 12, 10, 8), spec(3, 3, 8, 9)),
+        "CONV_2D",
+    ),
     "convolution pixel": (*convolution(1, "VALID", size=1), "CONV_2D"),
 }
 
@@ -112,6 +132,47 @@ def test_a_rewrite_computes_what_the_op_did(name: str) -> None:
     # Halves, so that comparisons meet equal values too.
     values = [(rng.integers(-4, 5, s.shape) / 2).astype(np.float32) for s in specs]
     np.testing.assert_allclose(run(rewritten, values), run(original, values), rtol=1e-6, atol=1e-6)
+
+
+def sizes_of(content: bytes, name: str) -> list[int]:
+    """The numbers of entries that the ops `name` make."""
+    (graph,) = subgraphs_of(unpack(content))
+    made = [op.outputs[0] for op in graph.subgraph.operators if graph.name(op) == name]
+    return [int(np.prod(graph.shape(tensor))) for tensor in made]
+
+
+@pytest.mark.parametrize("turned", [False, True])
+def test_a_constant_meets_the_smaller_factor(*, turned: bool) -> None:
+    def scaled(a: tf.Tensor, b: tf.Tensor) -> tf.Tensor:
+        product = b * (2.0 * a) if turned else (a * 2.0) * b
+        return tf.nn.relu(product)
+
+    original = converted(scaled, spec(4, 3, 2), spec(4, 1, 2))
+    rewritten = tune(original)
+    assert sizes_of(original, "MUL") == [24, 24] and sizes_of(rewritten, "MUL") == [8, 24]
+    rng = np.random.default_rng(1)
+    values = [rng.normal(size=shape).astype(np.float32) for shape in ((4, 3, 2), (4, 1, 2))]
+    np.testing.assert_allclose(run(rewritten, values), run(original, values), rtol=1e-6)
+
+
+def test_a_product_of_two_of_one_size_is_left_as_it_is() -> None:
+    original = converted(lambda a, b: tf.exp(2.0 * a) + 2.0 * a * b, spec(4, 3), spec(4, 3))
+    assert sizes_of(tune(original), "MUL") == sizes_of(original, "MUL") == [12, 12]
+
+
+@pytest.mark.parametrize(
+    ("before", "rectifiers"), [(tf.nn.relu, 1), (lambda a: tf.nn.relu(a + 1.0), 0), (tf.exp, 1)]
+)
+def test_what_comes_out_of_a_relu_is_not_rectified_again(before: Any, rectifiers: int) -> None:
+    def slope(a: tf.Tensor) -> tf.Tensor:
+        result = tf.reshape(before(a), [3, 4])
+        return tf.cast(result > 0.0, tf.float32) + tf.tanh(result)
+
+    original = converted(slope, spec(4, 3))
+    rewritten = tune(original)
+    assert len(sizes_of(rewritten, "RELU")) == rectifiers and sizes_of(rewritten, "SIGN") == [12]
+    values = [np.linspace(-2, 2, 12).reshape(4, 3).astype(np.float32)]
+    np.testing.assert_allclose(run(rewritten, values), run(original, values), rtol=1e-6)
 
 
 def test_a_magnitude_keeps_nan_and_infinity() -> None:

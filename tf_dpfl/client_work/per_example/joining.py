@@ -20,7 +20,7 @@ from tf_dpfl.client_work.per_example.groups import (
     group_of_products,
     write_out,
 )
-from tf_dpfl.client_work.per_example.positions import Positions
+from tf_dpfl.client_work.per_example.positions import Positions, signed
 from tf_dpfl.client_work.per_example.refusals import refuse
 from tf_dpfl.client_work.per_example.sites import Site
 from tf_dpfl.client_work.per_example.uses import Entries, Lookups, Products, Use
@@ -54,21 +54,6 @@ def join(uses: Sequence[tuple[Site, Use]]) -> Joined:
         if not group.positions.all():
             refuse(site.op, "the weight is used together with constants in one tensor")
     return apart
-
-
-def in_weight_order(values: tf.Tensor, positions: Positions, wanted: Positions) -> tf.Tensor:
-    """`values` (shaped as `positions`) in the order, signs and shape of `wanted`.
-
-    Both hold the same entries, each once.
-    """
-    have, want = positions.reshape(-1), wanted.reshape(-1)
-    if positions.ndim == 2 and np.array_equal(positions.T.reshape(-1), want):
-        return tf.reshape(tf.transpose(values), wanted.shape)
-    flat = tf.reshape(values, [-1])
-    if not np.array_equal(have, want):
-        order = np.argsort(np.abs(have))[np.argsort(np.argsort(np.abs(want)))]
-        flat = _signed(tf.gather(flat, order), have[order], want)
-    return tf.reshape(flat, wanted.shape)
 
 
 def _key(positions: Positions) -> tuple[tuple[int, ...], bytes]:
@@ -107,11 +92,6 @@ def _add_up(overlapping: Joined) -> Joined:
         order = np.argsort(np.abs(positions))
         entries = np.abs(positions[order])
         flat = tf.reshape(group.values, [group.values.shape[0], len(order)])
-        values = _signed(tf.gather(flat, order, axis=1), positions[order], entries)
+        values = signed(tf.gather(flat, order, axis=1), positions[order], entries)
         sums.setdefault(entries.tobytes(), (site, entries, []))[2].append(values)
     return [(site, EntryGroup(tf.add_n(v), entries)) for site, entries, v in sums.values()]
-
-
-def _signed(values: tf.Tensor, have: Positions, want: Positions) -> tf.Tensor:
-    signs = np.sign(have) * np.sign(want)
-    return values if (signs > 0).all() else values * signs.astype(np.float32)

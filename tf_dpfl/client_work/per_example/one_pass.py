@@ -14,9 +14,9 @@ import tensorflow as tf
 
 from tf_dpfl.client_work.per_example.clipping import Selection, contribution_factors
 from tf_dpfl.client_work.per_example.groups import Group
-from tf_dpfl.client_work.per_example.joining import in_weight_order, join
+from tf_dpfl.client_work.per_example.joining import join
 from tf_dpfl.client_work.per_example.loop import Losses
-from tf_dpfl.client_work.per_example.positions import number_entries
+from tf_dpfl.client_work.per_example.positions import in_weight_order, number_entries
 from tf_dpfl.client_work.per_example.refusals import NoSoundRuleError
 from tf_dpfl.client_work.per_example.sites import Site, find_sites
 from tf_dpfl.client_work.per_example.tracing import handles_of, overriding

@@ -6,8 +6,8 @@ from typing import Any
 
 import tensorflow as tf
 
+from tf_dpfl.client_work.convolutions.windows import Axis
 from tf_dpfl.client_work.per_example.refusals import refuse, static_shape
-from tf_dpfl.client_work.windows import Axis
 
 
 def window_of(op: Any, *, image: Any, outputs: Any, kernel: Any) -> tuple[Axis, Axis]:

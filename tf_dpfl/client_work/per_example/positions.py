@@ -50,3 +50,32 @@ def move_positions(op: Any, positions: Sequence[Positions | None]) -> list[Posit
     if op.type in MOVES or op.type == "Neg":
         return run_on_labels(op, positions)
     return None
+
+
+def in_weight_order(values: tf.Tensor, positions: Positions, wanted: Positions) -> tf.Tensor:
+    """`values` (shaped as `positions`) in the order, signs and shape of `wanted`.
+
+    Both hold the same entries, each once.
+    """
+    have, want = positions.reshape(-1), wanted.reshape(-1)
+    if positions.ndim == 2 and np.array_equal(positions.T.reshape(-1), want):
+        return tf.reshape(tf.transpose(values), wanted.shape)
+    flat = tf.reshape(values, [-1])
+    if not np.array_equal(have, want):
+        order = np.argsort(np.abs(have))[np.argsort(np.argsort(np.abs(want)))]
+        run = _common_run(order)  # copied whole
+        runs = tf.gather(tf.reshape(values, [-1, run]), order[::run] // run)
+        flat = signed(tf.reshape(runs, [-1]), have[order], want)
+    return tf.reshape(flat, wanted.shape)
+
+
+def signed(values: tf.Tensor, have: Positions, want: Positions) -> tf.Tensor:
+    """`values` of the entries `have` with the signs that they have in `want`."""
+    signs = np.sign(have) * np.sign(want)
+    return values if (signs > 0).all() else values * signs.astype(np.float32)
+
+
+def _common_run(order: NDArray[np.int64]) -> int:
+    """The longest n for which `order` is made of runs k n, k n + 1, ..., k n + n - 1."""
+    starts = np.flatnonzero(np.diff(order, prepend=-2) != 1)
+    return math.gcd(*starts.tolist(), *order[starts].tolist(), len(order))

@@ -6,14 +6,18 @@ from typing import Any
 
 import tensorflow as tf
 
+from tf_dpfl.client_work.convolutions import (
+    Axis,
+    kernel_products,
+    patches,
+    smaller_kernel_products,
+)
 from tf_dpfl.client_work.per_example.groups import gram_is_cheaper
 from tf_dpfl.client_work.per_example.layouts import by_example
 from tf_dpfl.client_work.per_example.patches import padded, window_of
 from tf_dpfl.client_work.per_example.refusals import static_shape
 from tf_dpfl.client_work.per_example.sites import Site
 from tf_dpfl.client_work.per_example.uses import Entries, Products, Use, use_of
-from tf_dpfl.client_work.wide_windows import kernel_products
-from tf_dpfl.client_work.windows import Axis, patches
 
 
 @use_of("Conv2D", 1)
@@ -23,7 +27,11 @@ def _convolution(site: Site, grad: tf.Tensor) -> Use:
     groups = static_shape(image)[3] // site.positions.shape[2]
     if groups > 1:
         return _grouped(site, patches(image, *window), grad, groups)
-    return _kernel_gradient(site, image, window, grad)
+    by_gram = _by_gram(site, image, window, grad)
+    if by_gram is not None:
+        return by_gram
+    values, entries = smaller_kernel_products(image, grad, *window, each_image=True)
+    return Entries(_summed(site, values), site.positions.reshape(-1)[entries])
 
 
 @use_of("Conv2DBackpropInput", 1)
@@ -31,24 +39,29 @@ def _transposed_convolution(site: Site, grad: tf.Tensor) -> Use:
     """The roles of image and output are exchanged."""
     image = site.op.inputs[2]
     window = window_of(site.op, image=grad, outputs=image, kernel=site.op.inputs[1])
-    return _kernel_gradient(site, grad, window, image)
+    by_gram = _by_gram(site, grad, window, image)
+    if by_gram is not None:
+        return by_gram
+    values = kernel_products(grad, image, *window, each_image=True)
+    return Entries(_summed(site, values), site.positions.reshape(-1, values.shape[1]).T)
 
 
-def _kernel_gradient(
+def _by_gram(
     site: Site, image: tf.Tensor, window: tuple[Axis, Axis], outputs: tf.Tensor
-) -> Use:
-    """What the windows over `image` meet, times `outputs` [.., h, w, q], one place a window."""
+) -> Products | None:
+    """What the windows over `image` meet, and `outputs` [.., h, w, q], one place a window.
+
+    Where Gram matrices of these cost less than their products.
+    """
     rows, columns = window
     places, width = rows.outputs * columns.outputs, static_shape(outputs)[3]
     size = rows.kernel * columns.kernel * static_shape(image)[3]
+    if not gram_is_cheaper(places * _images_of_one_example(site, outputs), size, width):
+        return None
+    pixels = tf.reshape(outputs, [-1, places, width])
+    met = patches(image, rows, columns)
     matrix = site.positions.reshape(size, width)
-    repeats = _images_of_one_example(site, outputs)
-    if gram_is_cheaper(places * repeats, size, width):
-        pixels = tf.reshape(outputs, [-1, places, width])
-        met = patches(image, rows, columns)
-        return Products(_by_example(site, met), _by_example(site, pixels), matrix)
-    values = kernel_products(image, outputs, rows, columns, each_image=True)
-    return Entries(_summed(site, values), matrix.T)
+    return Products(_by_example(site, met), _by_example(site, pixels), matrix)
 
 
 def _grouped(site: Site, met: tf.Tensor, grad: tf.Tensor, groups: int) -> Entries:

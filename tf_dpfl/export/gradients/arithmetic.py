@@ -28,7 +28,7 @@ def _add(op: Any, grad: Any) -> Any:
 @gradient_of("Sub")
 def _sub(op: Any, grad: Any) -> Any:
     left, right = op.inputs
-    return sum_to(grad, left), sum_to(-grad, right)
+    return sum_to(grad, left), -sum_to(grad, right)
 
 
 @gradient_of("Mul")
@@ -40,21 +40,21 @@ def _mul(op: Any, grad: Any) -> Any:
 @gradient_of("RealDiv")
 def _real_div(op: Any, grad: Any) -> Any:
     left, right = op.inputs
-    return sum_to(grad / right, left), sum_to(-grad * op.outputs[0] / right, right)
+    return sum_to(grad / right, left), -sum_to(grad * op.outputs[0] / right, right)
 
 
 @gradient_of("DivNoNan")
 def _div_no_nan(op: Any, grad: Any) -> Any:
     left, right = op.inputs
     by_right = tf.math.divide_no_nan(grad, right)
-    return sum_to(by_right, left), sum_to(-by_right * op.outputs[0], right)
+    return sum_to(by_right, left), -sum_to(by_right * op.outputs[0], right)
 
 
 @gradient_of("SquaredDifference")
 def _squared_difference(op: Any, grad: Any) -> Any:
     left, right = op.inputs
     slope = grad * 2.0 * (left - right)
-    return sum_to(slope, left), sum_to(-slope, right)
+    return sum_to(slope, left), -sum_to(slope, right)
 
 
 @gradient_of("Maximum")

@@ -6,7 +6,8 @@ from typing import Any
 
 import tensorflow as tf
 
-from tf_dpfl.client_work.wide_windows import convolved, kernel_products
+from tf_dpfl.client_work.convolutions import convolved, kernel_products, smaller_kernel_products
+from tf_dpfl.client_work.per_example.positions import in_weight_order, number_entries
 from tf_dpfl.export.gradients.rules import gradient_of
 from tf_dpfl.export.gradients.shapes import refuse, static_shape
 from tf_dpfl.export.gradients.windows import Blocks, Window, pad_or_crop
@@ -21,15 +22,14 @@ def _conv2d(op: Any, grad: Any) -> Any:
     window = Window.of(op, kernel=(height, width))
     if not window.is_plain:
         refuse(op, "a stride together with a dilation has no gradient rule")
-    return _image_gradient(image, kernel, grad, window), _kernel_gradient(image, grad, window)
-
-
-def _kernel_gradient(image: Any, grad: Any, window: Window) -> Any:
-    """[kh, kw, C, q]: the product of `grad` with what the windows over `image` meet."""
-    products = kernel_products(image, grad, window.rows, window.columns, each_image=False)
-    outputs = static_shape(grad)[3]
-    kernel = [window.rows.kernel, window.columns.kernel, static_shape(image)[3], outputs]
-    return tf.reshape(tf.transpose(tf.reduce_sum(products, axis=0)), kernel)
+    products, entries = smaller_kernel_products(
+        image, grad, window.rows, window.columns, each_image=False
+    )
+    (entry_numbers,) = number_entries([kernel])
+    kernel_gradient = in_weight_order(
+        tf.reduce_sum(products, axis=0), entry_numbers.reshape(-1)[entries], entry_numbers
+    )
+    return _image_gradient(image, kernel, grad, window), kernel_gradient
 
 
 def _image_gradient(image: Any, kernel: Any, grad: Any, window: Window) -> Any:
@@ -81,7 +81,9 @@ def _transposed_conv2d(op: Any, grad: Any) -> Any:
         refuse(op, "a dilated transposed convolution has no gradient rule; use dilation_rate=1")
     padding, strides = op.get_attr("padding").decode(), op.get_attr("strides")
     image_gradient = tf.nn.conv2d(grad, kernel, strides=strides, padding=padding)
-    return None, _kernel_gradient(grad, image, window), image_gradient
+    products = kernel_products(grad, image, window.rows, window.columns, each_image=False)
+    kernel_gradient = tf.transpose(tf.reduce_sum(products, axis=0))
+    return None, tf.reshape(kernel_gradient, static_shape(kernel)), image_gradient
 
 
 @gradient_of("DepthwiseConv2dNative")

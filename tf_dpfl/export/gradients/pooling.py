@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import tensorflow as tf
 
-from tf_dpfl.client_work.windows import Axis
+from tf_dpfl.client_work.convolutions.windows import Axis
 from tf_dpfl.export.gradients.rules import gradient_of
 from tf_dpfl.export.gradients.shapes import as_float, refuse
 from tf_dpfl.export.gradients.windows import Window

@@ -13,7 +13,7 @@ import numpy as np
 import tensorflow as tf
 from numpy.typing import NDArray
 
-from tf_dpfl.client_work.windows import Axis
+from tf_dpfl.client_work.convolutions.windows import Axis
 from tf_dpfl.export.gradients.shapes import refuse, static_shape
 
 

@@ -6,8 +6,8 @@ from typing import Any
 
 import numpy as np
 
-from tf_dpfl.export.tuning.convolution import reshaped
 from tf_dpfl.export.tuning.file import Graph
+from tf_dpfl.export.tuning.graph_ops import reshaped
 from tf_dpfl.export.tuning.rewrites import rewrite_of
 
 

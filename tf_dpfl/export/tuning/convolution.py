@@ -8,15 +8,14 @@ patches and product 520; and the gradient of the kernel needs the same patches.
 
 from __future__ import annotations
 
-import math
 from typing import Any
 
 import numpy as np
 from tensorflow.lite.python.schema_py_generated import ActivationFunctionType, Padding
 
-from tf_dpfl.client_work.wide_windows import wide_kernel_steps, windows_at_once
-from tf_dpfl.client_work.windows import Axis, patch_steps, rows_at_once
+from tf_dpfl.client_work.convolutions import Axis, convolved
 from tf_dpfl.export.tuning.file import Graph
+from tf_dpfl.export.tuning.graph_ops import GraphOps, reshaped
 from tf_dpfl.export.tuning.rewrites import rewrite_of
 
 # How the converter turns a kernel [kh, kw, C, q] into a CONV_2D's [q, kh, kw, C].
@@ -33,28 +32,11 @@ def _convolution(graph: Graph, op: Any) -> bool:
     if kernel is None or not plain or graph.shape(image)[3] != graph.shape(kernel)[2]:
         return False
     rows, columns = _axes(options, graph.shape(image), graph.shape(kernel), graph.shape(output))
-    outputs = graph.shape(kernel)[3]
-    times = windows_at_once(columns, outputs)
-    met, matrix = image, kernel
-    for step in patch_steps(graph.shape(image), rows, columns.together(times)):
-        met = _run(graph, step.kind, met, step.argument)
-    for step in wide_kernel_steps(graph.shape(kernel), columns, times):
-        matrix = _run(graph, step.kind, matrix, step.argument)
-    batch, places, size = graph.shape(met)
-    met = reshaped(graph, met, [*rows_at_once(batch, places), size])
-    product = graph.add(
-        "BATCH_MATMUL",
-        [met, matrix],
-        [*graph.shape(met)[:-1], times * outputs],
-        options="BatchMatMulOptions",
-        adjX=False,
-        adjY=False,
-    )
+    product = convolved(image, kernel, rows, columns, ops=GraphOps(graph))
     bias = graph.value(op.inputs[2]) if len(op.inputs) > 2 else np.zeros(1)
     if bias is not None and not bias.any():
         reshaped(graph, product, graph.shape(output), into=output)
         return True
-    product = reshaped(graph, product, graph.shape(output))
     graph.add("ADD", [product, op.inputs[2]], (), into=output, options="AddOptions")
     return True
 
@@ -82,48 +64,3 @@ def _axes(
         before = total // 2 if options.padding == Padding.SAME else 0
         axes.append(Axis(size, outputs, taps, stride, dilation, before))
     return axes[0], axes[1]
-
-
-def _run(graph: Graph, kind: str, tensor: int, argument: Any) -> int:
-    shape = graph.shape(tensor)
-    if kind == "pad":
-        zero = graph.constant(np.zeros((), np.float32))
-        sizes = [size + sum(pair) for size, pair in zip(shape, argument.tolist())]
-        inputs = [tensor, graph.constant(argument), zero]
-        return graph.add("PADV2", inputs, sizes, options="PadV2Options")
-    if kind == "reshape":
-        return reshaped(graph, tensor, argument.tolist())
-    if kind == "slices":
-        return _joined(graph, [_slice(graph, tensor, *piece) for piece in argument.tolist()])
-    return graph.add(
-        "GATHER",
-        [tensor, graph.constant(argument)],
-        [shape[0], len(argument), *shape[2:]],
-        options="GatherOptions",
-        axis=1,
-        batchDims=0,
-    )
-
-
-def _slice(graph: Graph, matrix: int, start: int, size: int) -> int:
-    """Columns `start` to `start` + `size`."""
-    bounds = [[0, start], [graph.shape(matrix)[0], size]]
-    inputs = [matrix, *(graph.constant(np.array(bound, np.int32)) for bound in bounds)]
-    return graph.add("SLICE", inputs, bounds[1], options="SliceOptions")
-
-
-def _joined(graph: Graph, matrices: list[int]) -> int:
-    """The columns of all, in their order."""
-    sizes = [graph.shape(matrix)[1] for matrix in matrices]
-    shape = [graph.shape(matrices[0])[0], sum(sizes)]
-    return graph.add("CONCATENATION", matrices, shape, options="ConcatenationOptions", axis=1)
-
-
-def reshaped(graph: Graph, tensor: int, shape: Any, *, into: int | None = None) -> int:
-    """`tensor` in another shape; itself where it has that one."""
-    if into is None and graph.shape(tensor) == tuple(shape):
-        return tensor
-    if math.prod(graph.shape(tensor)) != math.prod(shape):
-        raise ValueError(f"{graph.shape(tensor)} can not be reshaped to {tuple(shape)}")
-    target = graph.constant(np.array(shape, np.int32))
-    return graph.add("RESHAPE", [tensor, target], shape, into=into, options="ReshapeOptions")

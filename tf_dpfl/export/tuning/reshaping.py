@@ -6,8 +6,8 @@ import math
 
 import numpy as np
 
-from tf_dpfl.export.tuning.convolution import reshaped
 from tf_dpfl.export.tuning.file import Graph
+from tf_dpfl.export.tuning.graph_ops import reshaped
 
 # XNNPACK takes tensors of at most six axes.
 _AXES_OF_PLAIN_KERNELS = 7

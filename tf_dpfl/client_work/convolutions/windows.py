@@ -9,13 +9,12 @@ fifth of the time that slicing and joining takes.
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
-import tensorflow as tf
 from numpy.typing import NDArray
+
+from tf_dpfl.client_work.convolutions.image_ops import TENSORFLOW, ImageOps, T
 
 # Shorter runs of floats are copied in two stages, of which the first one joins
 # the pixels that a row of the window meets: fewer and longer copies.
@@ -24,11 +23,6 @@ _SHORT_RUN = 8
 # So many slices of a row cost less than gathering what its windows meet: of 1088 rows with
 # 14 windows of 8 pixels each, four slices take 30 microseconds, 56 gathered pairs 90.
 _MOST_SLICES = 8
-
-# Rows of patches that one product of matrices takes at most, unless an image has more: with
-# fewer its start counts, with more its factors leave the cache. Products of 196 rows by
-# 64 x 16 take 200 microseconds for 32 images, of 784 rows 177 (tflite-runtime 2.14).
-_MOST_ROWS = 784
 
 
 @dataclass(frozen=True)
@@ -79,6 +73,24 @@ class Axis:
         stride, outputs = windows * self.stride, self.outputs // windows
         return Axis(self.size, outputs, kernel, stride, self.dilation, self.before)
 
+    @property
+    def behind(self) -> Axis:
+        """The window over the outputs that each pixel is met through, for a stride of 1."""
+        before = (self.kernel - 1) * self.dilation - self.before
+        return Axis(self.outputs, self.size, self.kernel, 1, self.dilation, before)
+
+    def inside(self, size: int) -> Axis:
+        """The same windows over an image of `size`, which has the padding."""
+        before = min(self.before, 0)
+        return Axis(size, self.outputs, self.kernel, self.stride, self.dilation, before)
+
+    @property
+    def step(self) -> int:
+        """Pixels that windows start and end at multiples of, counted from the first one read."""
+        if self.dilation > 1 or self.before < 0:
+            return 1
+        return math.gcd(self.stride, self.kernel)
+
     def runs(self, length: int) -> NDArray[np.int32]:
         """[outputs, kernel / length]: for each window the runs of `length` pixels it reads.
 
@@ -91,72 +103,53 @@ class Axis:
         return np.asarray(starts[:, np.newaxis] + taps, np.int32)
 
 
-@dataclass(frozen=True)
-class Step:
-    """One op on the way from images to patches: `kind` is "pad", "reshape", "gather" or "slices".
-
-    `argument`, int32: paddings [4, 2], a shape, indices along axis 1, or [n, 2] for n slices
-    along axis 1 of a matrix, first entry and size of each, which are joined there.
-    """
-
-    kind: str
-    argument: NDArray[np.int32]
-
-
-def patch_steps(shape: Sequence[int], rows: Axis, columns: Axis) -> list[Step]:
-    """The ops that make `patches` of images of the static `shape` [B, H, W, C]."""
-    batch, height, width, channels = shape
-    length = 1
-    if columns.dilation == 1 and not min(columns.before, 0):
-        length = math.gcd(columns.stride, columns.kernel)
+def padded(
+    image: T, rows: Axis, columns: Axis, *, ops: ImageOps[T] = TENSORFLOW
+) -> tuple[T, Axis, Axis]:
+    """`image` [B, H, W, C] with the zeros that windows read around it, and their axes over it."""
+    _, height, width, _ = ops.shape(image)
     top, left = max(rows.before, 0), max(columns.before, 0)
     bottom, right = max(rows.after, 0), max(columns.after, 0)
-    right += -(left + width + right) % length
-    steps = []
-
-    def step(kind: str, argument: Any) -> None:
-        steps.append(Step(kind, np.asarray(argument, np.int32)))
-
+    right += -(left + width + right) % columns.step
     if top or bottom or left or right:
-        step("pad", [[0, 0], [top, bottom], [left, right], [0, 0]])
-    height, per_row, run = (
-        top + height + bottom,
-        (left + width + right) // length,
-        length * channels,
-    )
+        image = ops.pad(image, [[0, 0], [top, bottom], [left, right], [0, 0]])
+    return image, rows.inside(top + height + bottom), columns.inside(left + width + right)
+
+
+def patches(image: T, rows: Axis, columns: Axis, *, ops: ImageOps[T] = TENSORFLOW) -> T:
+    """[B, T, kh * kw * C]: what each of the T windows over `image` [B, H, W, C] meets.
+
+    Row by row in T and, as a kernel [kh, kw, C, ...] has them, in the last axis.
+    """
+    image, rows, columns = padded(image, rows, columns, ops=ops)
+    batch, height, width, channels = ops.shape(image)
+    length = columns.step
+    per_row, run = width // length, length * channels
     in_row, in_column = columns.runs(length), rows.runs(1)
     if run < _SHORT_RUN and rows.kernel > 1 and columns.kernel > length:
         windows = _windows_side_by_side(in_row)
+        meets = columns.kernel * channels
         if windows is None:
-            step("reshape", [batch * height, per_row, run])
-            step("gather", in_row.reshape(-1))
+            image = ops.reshape(image, [batch * height, per_row, run])
+            image = ops.gather(image, in_row.reshape(-1))
             in_row = np.arange(columns.outputs, dtype=np.int32)[:, np.newaxis]
         else:
-            step("reshape", [batch * height, per_row * run])
-            meets = columns.kernel * channels
-            step("slices", [[in_row[w[0], 0] * run, len(w) * meets] for w in windows])
+            lines = ops.reshape(image, [batch * height, per_row * run])
+            pieces = [
+                ops.cut(lines, [0, in_row[w[0], 0] * run], [batch * height, len(w) * meets])
+                for w in windows
+            ]
+            image = ops.join(pieces, 1)
             in_row = np.argsort(np.concatenate(windows))[:, np.newaxis]
-        per_row, run = columns.outputs, columns.kernel * channels
+        per_row, run = columns.outputs, meets
     places = (
         in_column[:, np.newaxis, :, np.newaxis] * per_row + in_row[np.newaxis, :, np.newaxis, :]
     )
     if not np.array_equal(places.reshape(-1), np.arange(height * per_row)):
-        step("reshape", [batch, height * per_row, run])
-        step("gather", places.reshape(-1))
+        image = ops.reshape(image, [batch, height * per_row, run])
+        image = ops.gather(image, np.asarray(places.reshape(-1), np.int32))
     size = rows.kernel * columns.kernel * channels
-    step("reshape", [batch, rows.outputs * columns.outputs, size])
-    return steps
-
-
-def rows_at_once(batch: int, places: int) -> tuple[int, int]:
-    """How to cut `batch` x `places` rows up for products with a kernel: (products, rows of each).
-
-    Each product has whole images.
-    """
-    images = max(
-        n for n in range(1, batch + 1) if batch % n == 0 and (n == 1 or n * places <= _MOST_ROWS)
-    )
-    return batch // images, images * places
+    return ops.reshape(image, [batch, rows.outputs * columns.outputs, size])
 
 
 def _windows_side_by_side(runs: NDArray[np.int32]) -> list[NDArray[np.int64]] | None:
@@ -170,30 +163,3 @@ def _windows_side_by_side(runs: NDArray[np.int32]) -> list[NDArray[np.int64]] | 
     if groups > _MOST_SLICES or runs[0, -1] - runs[0, 0] != size - 1:
         return None
     return [np.arange(first, windows, groups) for first in range(groups)]
-
-
-def patches(image: tf.Tensor, rows: Axis, columns: Axis) -> tf.Tensor:
-    """[B, T, kh * kw * C]: what each of the T windows over `image` [B, H, W, C] meets.
-
-    Row by row in T and, as a kernel [kh, kw, C, ...] has them, in the last axis.
-    """
-    return applied(patch_steps(image.shape.as_list(), rows, columns), image)
-
-
-def applied(steps: Sequence[Step], values: tf.Tensor) -> tf.Tensor:
-    """`values` after all `steps`."""
-    for step in steps:
-        if step.kind == "pad":
-            # PadV2, because XNNPACK's PAD takes five times as long as the plain one.
-            values = tf.raw_ops.PadV2(
-                input=values, paddings=step.argument, constant_values=tf.constant(0.0)
-            )
-        elif step.kind == "reshape":
-            values = tf.reshape(values, step.argument)
-        elif step.kind == "slices":
-            rows = values.shape[0]
-            pieces = [tf.slice(values, [0, a], [rows, n]) for a, n in step.argument]
-            values = tf.concat(pieces, axis=1)
-        else:
-            values = tf.gather(values, step.argument, axis=1)
-    return values
