@@ -64,7 +64,9 @@ def _split_by_sizes(op: Any, *grads: Any) -> Any:
 def _tile(op: Any, grad: Any) -> Any:
     sizes = static_shape(op.inputs[0])
     for axis, (size, total) in enumerate(zip(sizes, static_shape(grad))):
-        if total != size:  # copies beside each other along this axis
+        if size == 1 and total > 1:
+            grad = tf.reduce_sum(grad, axis=axis, keepdims=True)
+        elif total != size:  # copies beside each other along this axis
             grad = tf.add_n(tf.split(grad, total // size, axis=axis))
     return grad, None
 
