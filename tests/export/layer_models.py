@@ -139,6 +139,13 @@ LAYERS: dict[str, Callable[[], tf.keras.Model]] = {
     "conv1d strided": lambda: stack(SERIES, L.Conv1D(5, 3, strides=2, activation="tanh")),
     "conv1d causal": lambda: stack(SERIES, L.Conv1D(5, 3, padding="causal", dilation_rate=2)),
     "conv1d groups": lambda: stack(SERIES, L.Conv1D(6, 3, groups=2, activation="softsign")),
+    "conv2d of three rows": lambda: stack(
+        (14, 12, 2),
+        L.Conv2D(8, 3, padding="same", activation="tanh"),
+        L.Conv2D(9, 3, padding="same", activation="tanh"),
+        L.Conv2D(8, (3, 1), activation="tanh"),
+        L.AveragePooling2D(3),
+    ),
     "conv2d groups": lambda: stack(IMAGE, L.Conv2D(6, 3, groups=2, padding="same", strides=2)),
     "conv2d dilated": lambda: stack(IMAGE, L.Conv2D(6, 2, dilation_rate=2, padding="same")),
     "conv2d transpose": lambda: stack(IMAGE, L.Conv2DTranspose(3, 3, strides=2, padding="same")),
@@ -273,6 +280,7 @@ ACTIVATIONS: dict[str, Any] = {
 # Converted in every run of the tests; the others are slow ones.
 FAST = (
     "conv1d causal",
+    "conv2d of three rows",
     "conv2d groups",
     "conv2d transpose",
     "depthwise dilated",

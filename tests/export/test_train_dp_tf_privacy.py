@@ -47,7 +47,12 @@ class FedNoise(GaussianSumQuery):
 
 @pytest.mark.parametrize(
     ("layer", "optimizer"),
-    [("embedding", "sgd"), ("conv1d strided", "momentum"), ("embedding", "adam")],
+    [
+        ("embedding", "sgd"),
+        ("conv2d of three rows", "sgd"),
+        ("conv1d strided", "momentum"),
+        ("embedding", "adam"),
+    ],
 )
 def test_twenty_steps_are_tensorflow_privacys(layer: str, optimizer: str) -> None:
     cls, arguments, scale = KERAS[optimizer]
