@@ -140,11 +140,11 @@ LAYERS: dict[str, Callable[[], tf.keras.Model]] = {
     "conv1d causal": lambda: stack(SERIES, L.Conv1D(5, 3, padding="causal", dilation_rate=2)),
     "conv1d groups": lambda: stack(SERIES, L.Conv1D(6, 3, groups=2, activation="softsign")),
     "conv2d of three rows": lambda: stack(
-        (14, 12, 2),
+        (28, 26, 2),
         L.Conv2D(8, 3, padding="same", activation="tanh"),
         L.Conv2D(9, 3, padding="same", activation="tanh"),
         L.Conv2D(8, (3, 1), activation="tanh"),
-        L.AveragePooling2D(3),
+        L.AveragePooling2D(5),
     ),
     "conv2d groups": lambda: stack(IMAGE, L.Conv2D(6, 3, groups=2, padding="same", strides=2)),
     "conv2d dilated": lambda: stack(IMAGE, L.Conv2D(6, 2, dilation_rate=2, padding="same")),

@@ -114,7 +114,7 @@ CASES: dict[str, tuple[Callable[..., Any], tuple[Any, ...], str]] = {
     "convolution dilated": (*convolution(1, "SAME", dilation=2), "CONV_2D"),
     "convolution of three rows": (
         lambda x, kernel: tf.nn.conv2d(x, kernel, 1, "SAME"),
-        (spec(2, 12, 10, 8), spec(3, 3, 8, 9)),
+        (spec(4, 28, 26, 8), spec(3, 3, 8, 9)),
         "CONV_2D",
     ),
     "convolution pixel": (*convolution(1, "VALID", size=1), "CONV_2D"),

@@ -21,14 +21,15 @@ def convolved(
     image: T, kernel: T, rows: Axis, columns: Axis, *, ops: ImageOps[T] = TENSORFLOW
 ) -> T:
     """The convolution of `image` [B, H, W, C] with `kernel` [kh, kw, C, q]: [B, R, S, q]."""
-    *_, channels, outputs = ops.shape(kernel)
+    images, *_, channels = ops.shape(image)
+    outputs = ops.shape(kernel)[3]
     times = windows_at_once(columns, outputs)
     matrix, wide = wide_kernel(kernel, columns, times, ops=ops), columns.together(times)
-    if minimal_filtering.pays(rows, columns, channels=channels, outputs=outputs):
+    if minimal_filtering.pays(rows, columns, images=images, channels=channels, outputs=outputs):
         product = minimal_filtering.product(image, matrix, rows, wide, ops=ops)
     else:
         product = times_matrix(patches(image, rows, wide, ops=ops), matrix, ops=ops)
-    return ops.reshape(product, [ops.shape(image)[0], rows.outputs, columns.outputs, outputs])
+    return ops.reshape(product, [images, rows.outputs, columns.outputs, outputs])
 
 
 def smaller_kernel_products(
@@ -44,13 +45,13 @@ def smaller_kernel_products(
       [B, p, m] of each image, or of several, as `kernel_products`, and which entry of the
       flat kernel each of the [p, m] is.
     """
-    channels, outputs = image.shape[3], grad.shape[3]
+    images, channels, outputs = image.shape[0], image.shape[3], grad.shape[3]
     taps = np.arange(rows.kernel * columns.kernel * channels * outputs)
     kernel = taps.reshape(rows.kernel, columns.kernel, channels, outputs)
     behind = (rows.behind, columns.behind)
-    met = _entries_met(rows, columns, channels=channels, outputs=outputs)
+    met = _entries_met(rows, columns, images=images, channels=channels, outputs=outputs)
     if rows.stride == columns.stride == 1 and met >= _entries_met(
-        *behind, channels=outputs, outputs=channels
+        *behind, images=images, channels=outputs, outputs=channels
     ):
         turned = kernel[::-1, ::-1].transpose(2, 0, 1, 3).reshape(channels, -1)
         return kernel_products(grad, image, *behind, each_image=each_image), turned
@@ -58,11 +59,11 @@ def smaller_kernel_products(
     return products, kernel.reshape(-1, outputs).T
 
 
-def _entries_met(rows: Axis, columns: Axis, *, channels: int, outputs: int) -> int:
+def _entries_met(rows: Axis, columns: Axis, *, images: int, channels: int, outputs: int) -> int:
     """The size of the patches of one image."""
     wide = columns.together(windows_at_once(columns, outputs))
     # Two rows of windows meet four rows of sums, or six of pixels.
-    fewer = minimal_filtering.pays(rows, columns, channels=channels, outputs=outputs)
+    fewer = minimal_filtering.pays(rows, columns, images=images, channels=channels, outputs=outputs)
     height = 2 if fewer else rows.kernel
     return rows.outputs * wide.outputs * height * wide.kernel * channels
 
@@ -75,11 +76,11 @@ def kernel_products(
     [B, q, kh * kw * C], of each image, or the sums of several, [n, q, kh * kw * C]. The
     patches are those of `convolved`.
     """
-    batch, channels, outputs = grad.shape[0], image.shape[3], grad.shape[3]
+    images, channels, outputs = image.shape[0], image.shape[3], grad.shape[3]
     times = windows_at_once(columns, outputs)
     wide = columns.together(times)
-    grad = tf.reshape(grad, [batch, rows.outputs, wide.outputs, times * outputs])
-    if minimal_filtering.pays(rows, columns, channels=channels, outputs=outputs):
+    grad = tf.reshape(grad, [images, rows.outputs, wide.outputs, times * outputs])
+    if minimal_filtering.pays(rows, columns, images=images, channels=channels, outputs=outputs):
         products = minimal_filtering.kernel_products(image, grad, rows, wide, each_image=each_image)
     else:
         products = times_outputs(patches(image, rows, wide), grad, each_image=each_image)
