@@ -8,6 +8,7 @@ from pathlib import Path
 import tensorflow as tf
 
 from models.shapes import require_declared_input
+from models.validate import walk
 from tf_dpfl.protocol.errors import ModelError, StateError
 from tf_dpfl.protocol.imports import first_line
 
@@ -26,10 +27,12 @@ def require_keepable(model: tf.keras.Model) -> None:
             model.save(path, save_format="keras")
             tf.keras.models.load_model(path, compile=False)
         except Exception as error:  # Keras raises whatever a layer's own code leads to
+            lambdas = [path for path, layer in walk(model) if type(layer) is tf.keras.layers.Lambda]
+            named = f" ({', '.join(lambdas)})" if lambdas else ""
             raise ModelError(
                 f"{model.name}: can not be saved as .keras and loaded again: "
-                f"{first_line(error)[:300]}; use Keras' own layers instead of Lambda, activations "
-                "by name, give layers of your own get_config and "
+                f"{first_line(error)[:300]}; use Keras' own layers instead of Lambda{named}, "
+                "activations by name, give layers of your own get_config and "
                 "tf.keras.saving.register_keras_serializable, and tie weights by calling one layer "
                 "twice"
             ) from None

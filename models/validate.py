@@ -75,7 +75,7 @@ def validate_model(model: tf.keras.Model) -> None:
         )
     faults = [
         f"layer {path} ({type(layer).__name__}): {fault}"
-        for path, layer in _walk(model)
+        for path, layer in walk(model)
         for fault in _layer_faults(layer)
     ]
     if not model.trainable_weights:
@@ -86,7 +86,7 @@ def validate_model(model: tf.keras.Model) -> None:
         raise ModelError(faults)
 
 
-def _walk(layer: Any, path: tuple[str, ...] = (), seen: set[int] | None = None) -> Iterator[Any]:
+def walk(layer: Any, path: tuple[str, ...] = (), seen: set[int] | None = None) -> Iterator[Any]:
     """Path and layer of everything below `layer`; a shared layer comes once."""
     seen = set() if seen is None else seen
     for child in layer._flatten_layers(recursive=False, include_self=False):
@@ -95,7 +95,7 @@ def _walk(layer: Any, path: tuple[str, ...] = (), seen: set[int] | None = None) 
         seen.add(id(child))
         here = (*path, child.name)
         yield "/".join(here), child
-        yield from _walk(child, here, seen)
+        yield from walk(child, here, seen)
 
 
 def _layer_faults(layer: Any) -> Iterator[str]:
@@ -260,7 +260,7 @@ def _nodes(graph: Any) -> list[Any]:
 
 def _has_unfed_randomness(model: Any, nodes: Sequence[Any]) -> bool:
     """Whether a random operation is outside of the layers that are fed from outside."""
-    fed = {layer.name for _, layer in _walk(model) if isinstance(layer, _FED)}
+    fed = {layer.name for _, layer in walk(model) if isinstance(layer, _FED)}
     return any(
         node.op.startswith(_RANDOM)
         and not fed & {_REPEATED.sub("", scope) for scope in node.name.split("/")}

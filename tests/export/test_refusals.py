@@ -116,6 +116,31 @@ def test_what_rules_refuse_is_named_at_once_by_paths() -> None:
     assert all("use groups=1" in fault for fault in faults[1:])
 
 
+class Edged(L.Layer):
+    """A convolution that pads by numbers."""
+
+    def build(self, shape: Any) -> None:
+        self.kernel = self.add_weight(name="kernel", shape=(2, 2, shape[-1], 4))
+
+    def call(self, x: Any) -> Any:
+        return tf.nn.conv2d(x, self.kernel, 1, [[0, 0], [1, 0], [0, 1], [0, 0]])
+
+
+def test_padding_by_numbers_is_refused_with_what_to_use_instead() -> None:
+    (fault,) = faults_of(stack(IMAGE, Edged(name="bad")))
+    assert fault.startswith("layer 'bad' (Edged): ")
+    assert "use VALID behind tf.pad" in fault
+
+
+def test_layers_that_draw_for_themselves_hide_no_other() -> None:
+    cubic = L.UpSampling2D(2, interpolation="bicubic", name="cubic")
+    model = stack(IMAGE, L.Dense(3), L.RandomFlip(name="flip"), cubic)
+    with pytest.raises(ModelError) as caught:
+        require_exportable(model, plan_of())
+    places = [fault.partition(" (")[0] for fault in caught.value.faults]
+    assert places == ["layer flip", "layer 'cubic'"]
+
+
 def test_faults_of_every_kind_are_named_at_once() -> None:
     model = stack(
         VOLUME,

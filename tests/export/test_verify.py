@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -12,10 +13,11 @@ from export_bench import activation, build, plan_of
 
 from tf_dpfl.client_work import computation, losses
 from tf_dpfl.client_work.optimizers import LocalOptimizer
-from tf_dpfl.export import client
+from tf_dpfl.export import client, verify
 from tf_dpfl.export.client import build_client_tflite
 from tf_dpfl.export.gradients import op_gradients
 from tf_dpfl.export.quiet import quiet
+from tf_dpfl.export.runners import Runner, interpreter_runner
 from tf_dpfl.export.tape import first_step
 from tf_dpfl.export.verify import verify_client_tflite
 from tf_dpfl.protocol.errors import ExportError
@@ -221,3 +223,58 @@ def test_a_file_the_interpreter_can_not_run_is_one_error() -> None:
     content = build_client_tflite(model, plan_of(batch_size=4))
     with pytest.raises(ExportError, match="signature train fails in the interpreter"):
         verify_client_tflite(content, model, plan_of(batch_size=8))
+
+
+def _behind_a_frozen_relu() -> tf.keras.Model:
+    """XNNPACK's relu makes 0 of NaN: where weights train, a broken example is none any more."""
+    front = tf.keras.layers.Conv2D(4, 3, activation="relu", trainable=False)
+    layers = [tf.keras.layers.InputLayer((6, 5, 2)), front, tf.keras.layers.Flatten()]
+    return tf.keras.Sequential([*layers, tf.keras.layers.Dense(3)])
+
+
+@pytest.mark.parametrize("optimizer", ["sgd", "momentum", "adam"])
+def test_a_frozen_front_that_makes_numbers_of_nan_is_no_fault(
+    optimizer: str, each_interpreter: str
+) -> None:
+    tf.keras.utils.set_random_seed(1)
+    model = _behind_a_frozen_relu()
+    plan = plan_of(batch_size=4, optimizer=optimizer, unit="example", delta=1e-4)
+    checks = verify_client_tflite(build_client_tflite(model, plan), model, plan).checks
+    assert "per-example clipping with a broken example" in checks
+
+
+@pytest.mark.parametrize(
+    ("optimizer", "part", "message"),
+    [
+        ("sgd", 2.0, "a broken example adds"),
+        ("momentum", 2.0, "a broken example adds"),
+        ("sgd", -0.5, "off by"),
+        ("sgd", np.nan, "a broken example adds"),
+        ("adam", np.nan, "weights not finite"),
+    ],
+)
+def test_a_broken_example_that_adds_too_much_or_touches_others_is_caught(
+    optimizer: str, part: float, message: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """`part` of a sensitivity more for a broken example; negative: only beside others."""
+
+    def more(content: bytes, model: Any, plan: Any) -> Runner:
+        device = interpreter_runner(content, model, plan)
+
+        def train_dp(batch: Any, weight: Any, rate: float, sensitivity: float, noise: Any) -> None:
+            device.train_dp(batch, weight, rate, sensitivity, noise)
+            counts = np.isnan(batch["x"]).any(axis=(1, 2, 3)) & (weight > 0)
+            if counts.any() and (part > 0 or np.isnan(part) or weight.sum() > 1):
+                weights = device.get_weights()
+                weights[-1] += part * sensitivity
+                device.set_weights(weights)
+
+        return replace(device, train_dp=train_dp)
+
+    tf.keras.utils.set_random_seed(1)
+    monkeypatch.setattr(verify, "interpreter_runner", more)
+    model = _behind_a_frozen_relu()
+    plan = plan_of(batch_size=4, optimizer=optimizer, unit="example", delta=1e-4)
+    content = build_client_tflite(model, plan)
+    with pytest.raises(ExportError, match=f"with a broken example: .*{message}"):
+        verify_client_tflite(content, model, plan)

@@ -36,10 +36,11 @@ def test_a_subclassed_model_is_refused_in_one_line():
 
 
 def test_a_lambda_layer_is_refused_in_one_line():
-    model = tf.keras.Sequential(
-        [tf.keras.Input((4,)), L.Lambda(lambda x: 2 * x), L.Dense(2)], name="net"
-    )
-    with pytest.raises(ModelError, match="net: can not be saved .* instead of Lambda") as e:
+    inner = tf.keras.Sequential([tf.keras.Input((4,)), L.Lambda(tf.abs, name="size")], name="in")
+    twice = L.Lambda(lambda x: 2 * x, name="twice")
+    model = tf.keras.Sequential([tf.keras.Input((4,)), twice, inner, L.Dense(2)], name="net")
+    named = r"instead of Lambda \(twice, in/size\)"
+    with pytest.raises(ModelError, match=f"net: can not be saved .* {named}") as e:
         require_keepable(model)
     assert "\n" not in str(e.value)
 

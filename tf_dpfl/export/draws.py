@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -31,6 +31,15 @@ class Batch:
 
     tensors: Mapping[str, Any]
     weight: Float32
+
+    def break_an_example(self, numbers: Collection[str]) -> int | None:
+        """Puts NaN into one example's first input of `numbers`: which one; None without any."""
+        for name in numbers:
+            real = np.flatnonzero(self.weight)
+            spoiled = int(real[1 % len(real)])
+            self.tensors[name][spoiled] = np.nan
+            return spoiled
+        return None
 
 
 @dataclass(frozen=True)

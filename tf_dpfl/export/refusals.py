@@ -8,7 +8,7 @@ from typing import Any
 
 import tensorflow as tf
 
-from tf_dpfl.client_work.preparing import prepare_model
+from tf_dpfl.client_work.preparing import PreparedModel
 from tf_dpfl.export.alternatives import fault_of_settings, instead_of
 from tf_dpfl.export.gradients import NATIVE
 from tf_dpfl.export.gradients.rules import collected_refusals
@@ -60,7 +60,7 @@ def faults_of_rules(model: tf.keras.Model, trace: Callable[[], Any]) -> list[str
 
 def _differentiated_ops(model: tf.keras.Model) -> list[Any]:
     specs = [tf.TensorSpec([1, *tensor.shape[1:]], tensor.dtype) for tensor in model.inputs]
-    prepared = prepare_model(model)
+    prepared = PreparedModel(model)  # `models.validate` names layers that draw for themselves
     values = prepared.random_values
     forward = tf.function(
         lambda *inputs: prepared(

@@ -20,8 +20,16 @@ def prepare_model(model: tf.keras.Model) -> PreparedModel:
     Args:
       model: a built Sequential or functional Keras model; it stays as it is, and
         its variables are the prepared model's.
+
+    Raises ModelError where it can not be traced, or draws random numbers by itself.
     """
-    return PreparedModel(model)
+    prepared = PreparedModel(model)
+    if prepared.drawn_inside:
+        raise ModelError(
+            f"{model.name}: draws random numbers in a way that can not be fed from outside "
+            f"({', '.join(prepared.drawn_inside)[:200]}); use Dropout or GaussianNoise as layers"
+        )
+    return prepared
 
 
 class KerasModel:
@@ -44,14 +52,16 @@ class KerasModel:
 class PreparedModel:
     """Calls like the Keras model; random layers take from `random`.
 
-    `random_values` is how many uniforms one example of a training pass takes.
+    `random_values` is how many uniforms one example of a training pass takes;
+    `drawn_inside` names the ops that draw for themselves, which `prepare_model` refuses.
     """
 
     def __init__(self, model: tf.keras.Model):
         self.random = RandomSource()
         self._model = model
         self._layers = LayerGraph(model, self.random)
-        self.random_values = self._count_random_values()
+        self.drawn_inside = [op.name for op in self._ops_of_training() if "Random" in op.type]
+        self.random_values = self.random.taken
 
     def __call__(
         self, inputs: Sequence[tf.Tensor], *, training: bool, random: tf.Tensor | None = None
@@ -74,13 +84,13 @@ class PreparedModel:
         with self.random.fed(random), activations_apart(), functions_inlined():
             return self._layers.run(list(inputs), training=training)
 
-    def _count_random_values(self) -> int:
-        def count(*inputs: tf.Tensor) -> tf.Tensor:
+    def _ops_of_training(self) -> list[Any]:
+        def forward(*inputs: tf.Tensor) -> tf.Tensor:
             return self._forward(inputs, training=True, random=None)
 
         specs = [tf.TensorSpec([1, *t.shape[1:]], t.dtype) for t in self._model.inputs]
         try:
-            traced = tf.function(count, autograph=False).get_concrete_function(*specs)
+            traced = tf.function(forward, autograph=False).get_concrete_function(*specs)
         except DpflError:
             raise
         except Exception as error:  # of a layer's own code
@@ -88,10 +98,5 @@ class PreparedModel:
                 f"{self._model.name}: can not be traced as a graph: {first_line(error)}; decide "
                 "with tf.where instead of if, and loop over a Python range"
             ) from error
-        drawn = [op.name for op in traced.graph.get_operations() if "Random" in op.type]
-        if drawn:
-            raise ModelError(
-                f"{self._model.name}: draws random numbers in a way that can not be fed from "
-                f"outside ({', '.join(drawn)[:200]}); use Dropout or GaussianNoise as layers"
-            )
-        return self.random.taken
+        ops: list[Any] = traced.graph.get_operations()
+        return ops

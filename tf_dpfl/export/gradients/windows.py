@@ -37,7 +37,7 @@ class Window:
             refuse(op, "only channels_last has a gradient rule")
         padding = op.get_attr("padding").decode()
         if padding not in ("SAME", "VALID"):
-            refuse(op, f"padding {padding} has no gradient rule")
+            refuse(op, f"padding {padding} has no gradient rule; use VALID behind tf.pad")
         strides = op.get_attr("strides")
         dilations = op.get_attr("dilations") if "dilations" in op.node_def.attr else (1, 1, 1, 1)
         inputs = static_shape(op.inputs[0] if image is None else image)
