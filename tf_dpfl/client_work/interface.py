@@ -10,11 +10,11 @@ from tf_dpfl.protocol.errors import ModelError
 from tf_dpfl.protocol.interface import (
     DTYPES,
     FLOAT32,
-    INPUT,
     INT32,
     TARGET,
     ExampleInterface,
     ExampleTensor,
+    input_names,
 )
 from tf_dpfl.protocol.plan import LocalTraining
 
@@ -60,9 +60,7 @@ def _refuse(model: tf.keras.Model, faults: list[str]) -> None:
 
 def _inputs(model: tf.keras.Model, faults: list[str]) -> tuple[ExampleTensor, ...]:
     tensors = list(model.inputs or [])
-    names = (
-        [INPUT] if len(tensors) == 1 else [f"{INPUT}_{name}" for name in model.input_names or ()]
-    )
+    names = input_names(model.input_names or ())
     if not tensors:
         faults.append("the model declares no inputs; build it, or give its first layer a shape")
     return tuple(_input(name, tensor, faults) for name, tensor in zip(names, tensors))
