@@ -196,6 +196,29 @@ def test_all_unsupported_layers_are_named_at_once() -> None:
         build_client_tflite(model, plan_of())
 
 
+class Spectrum(layers.Layer):
+    """A transform, and one back, that have no builtin."""
+
+    def call(self, x: tf.Tensor) -> tf.Tensor:
+        return tf.signal.irfft(tf.signal.rfft(x))
+
+
+def test_layers_whose_ops_only_the_converter_refuses_are_named_at_once() -> None:
+    parts = [Spectrum(name="first"), layers.Dense(8), Spectrum(name="second")]
+    model = tf.keras.Sequential([layers.InputLayer((8,)), *parts, layers.Dense(2)])
+    with pytest.raises(ExportError) as caught:
+        build_client_tflite(model, plan_of())
+    faults = caught.value.faults
+    assert sorted(fault.partition(": op ")[0] for fault in faults) == [
+        "layer 'first' (Spectrum)",
+        "layer 'second' (Spectrum)",
+    ]
+    assert any("op IRFFT" in fault for fault in faults)
+    assert all(
+        fault.endswith("devices carry no Flex delegate; use another layer") for fault in faults
+    )
+
+
 @pytest.mark.parametrize(
     ("model", "message"),
     [
