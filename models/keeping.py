@@ -8,7 +8,7 @@ from pathlib import Path
 import tensorflow as tf
 
 from models.shapes import require_declared_input
-from models.validate import walk
+from models.validate import walk_layers
 from tf_dpfl.protocol.errors import ModelError, StateError
 from tf_dpfl.protocol.imports import first_line
 
@@ -27,15 +27,26 @@ def require_keepable(model: tf.keras.Model) -> None:
             model.save(path, save_format="keras")
             tf.keras.models.load_model(path, compile=False)
         except Exception as error:  # Keras raises whatever a layer's own code leads to
-            lambdas = [path for path, layer in walk(model) if type(layer) is tf.keras.layers.Lambda]
-            named = f" ({', '.join(lambdas)})" if lambdas else ""
             raise ModelError(
-                f"{model.name}: can not be saved as .keras and loaded again: "
-                f"{first_line(error)[:300]}; use Keras' own layers instead of Lambda{named}, "
-                "activations by name, give layers of your own get_config and "
+                _python_code(model)
+                or f"{model.name}: can not be saved as .keras and loaded again: "
+                f"{first_line(error)[:300]}; use Keras' own layers instead of Lambda, activations "
+                "by name, give layers of your own get_config and "
                 "tf.keras.saving.register_keras_serializable, and tie weights by calling one layer "
                 "twice"
             ) from None
+
+
+def _python_code(model: tf.keras.Model) -> list[str]:
+    """One fault for each Lambda around code that has no name."""
+    return [
+        f"layer {path} (Lambda): holds Python code, which no file keeps in a way that may be run; "
+        "use Keras' own layers, TensorFlow's functions on what layers give, or a layer of your own "
+        "with get_config and tf.keras.saving.register_keras_serializable"
+        for path, layer in walk_layers(model)
+        if isinstance(layer, tf.keras.layers.Lambda)
+        and getattr(layer.function, "__name__", "") == "<lambda>"
+    ]
 
 
 def load_keras(path: Path) -> tf.keras.Model:

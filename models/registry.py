@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import tensorflow as tf
 
 from models import vision
-from models.shapes import check_shapes
+from models.shapes import Shape, check_shapes
 from tf_dpfl.protocol.errors import ModelError
 from tf_dpfl.protocol.imports import first_line, import_function
 
@@ -29,22 +29,30 @@ def registered_models() -> dict[str, str]:
     }
 
 
-def build_model(model: str, *, input_shape: tuple[int, ...], classes: int) -> tf.keras.Model:
+def build_model(
+    model: str, *, input_shape: Shape | Mapping[str, Shape], classes: int, positions: Shape = ()
+) -> tf.keras.Model:
     """The Keras model that `model` names, built and with fresh weights.
 
     Args:
       model: a name of the registry, or "package.module:function". The function
         is called with those of the keywords `input_shape` and `classes` that its
         signature names, and returns a Keras model.
-      input_shape: shape of one example.
-      classes: number of classes.
+      input_shape: shape of one example; where a model has several inputs, of each, by
+        the name of its array ("x_<name>").
+      classes: number of classes, or of values.
+      positions: sizes in front of the classes, of models that predict at every step.
 
     Raises:
       ModelError: in one line: an unknown name, a module or function that can not
         be imported, a function that fails or returns something else, a model of
         other shapes (`check_shapes`).
     """
-    sizes: dict[str, Any] = {"input_shape": tuple(input_shape), "classes": classes}
+    if isinstance(input_shape, Mapping):
+        input_shape = {key: tuple(shape) for key, shape in input_shape.items()}
+    else:
+        input_shape = tuple(input_shape)
+    sizes: dict[str, Any] = {"input_shape": input_shape, "classes": classes}
     name = f"task.model={model!r}"
     if ":" in model:
         built = _call(name, import_function(model, name=name), sizes)
@@ -57,7 +65,7 @@ def build_model(model: str, *, input_shape: tuple[int, ...], classes: int) -> tf
         )
     if not isinstance(built, tf.keras.Model):
         raise ModelError(f"{name} returned {type(built).__name__}; it must return a Keras model")
-    check_shapes(built, **sizes, name=name)
+    check_shapes(built, **sizes, positions=tuple(positions), name=name)
     return built
 
 

@@ -49,6 +49,9 @@ _USE_FED_LAYERS = (
 # Keras appends this when one layer is called more than once.
 _REPEATED = re.compile(r"_\d+$")
 
+# A mask of Dropout for a few units is now and then the same twice.
+_TRIES_OF_CHANCE = 16
+
 _ANY_BATCH = tf.TensorSpec([None])
 
 
@@ -75,7 +78,7 @@ def validate_model(model: tf.keras.Model) -> None:
         )
     faults = [
         f"layer {path} ({type(layer).__name__}): {fault}"
-        for path, layer in walk(model)
+        for path, layer in walk_layers(model)
         for fault in _layer_faults(layer)
     ]
     if not model.trainable_weights:
@@ -86,7 +89,9 @@ def validate_model(model: tf.keras.Model) -> None:
         raise ModelError(faults)
 
 
-def walk(layer: Any, path: tuple[str, ...] = (), seen: set[int] | None = None) -> Iterator[Any]:
+def walk_layers(
+    layer: Any, path: tuple[str, ...] = (), seen: set[int] | None = None
+) -> Iterator[Any]:
     """Path and layer of everything below `layer`; a shared layer comes once."""
     seen = set() if seen is None else seen
     for child in layer._flatten_layers(recursive=False, include_self=False):
@@ -95,7 +100,7 @@ def walk(layer: Any, path: tuple[str, ...] = (), seen: set[int] | None = None) -
         seen.add(id(child))
         here = (*path, child.name)
         yield "/".join(here), child
-        yield from walk(child, here, seen)
+        yield from walk_layers(child, here, seen)
 
 
 def _layer_faults(layer: Any) -> Iterator[str]:
@@ -197,12 +202,13 @@ def _computed_faults(model: Any, *, known: tuple[str, ...]) -> Iterator[str]:
             f"{model.name}: training changes variables that are not trained ({changed}); "
             "they would not reach the server: remove them"
         )
-    random = _has_unfed_randomness(model, nodes)
-    if random and not _said(known, "draws random"):
-        yield (
-            f"{model.name}: draws random numbers while it trains, in a way that can not be fed "
-            f"from outside; {_USE_FED_LAYERS}"
-        )
+    random = _unfed_randomness(model, nodes)
+    if not _said(known, "draws random"):
+        for place in dict.fromkeys(_place_of(model, name) for name in random):
+            yield (
+                f"{place}: draws random numbers while it trains, in a way that can not be fed from "
+                f"outside; {_USE_FED_LAYERS}"
+            )
     if model.losses and not _said(known, "adds a loss"):
         yield (
             f"{model.name}: adds a loss of its own (add_loss); the local loss is the plan's "
@@ -212,14 +218,22 @@ def _computed_faults(model: Any, *, known: tuple[str, ...]) -> Iterator[str]:
     if random or _said(known, "mixes the examples"):
         return
     try:
-        mixed = _mixes_examples(model, specs)
+        mixed = _differ(model, specs, neighbours=(1, 2))
+        redrawn = mixed and any(
+            _differ(model, specs, neighbours=(1, 1)) for _ in range(_TRIES_OF_CHANCE)
+        )
     except Exception as error:  # of the model's own code, or of TensorFlow
         yield f"{model.name}: fails on two examples: {first_line(error)}"
         return
-    if mixed:
+    if redrawn:
         yield (
-            f"{model.name}: one example changes another one's logits; every layer must treat "
-            "the examples of a batch apart"
+            f"{model.name}: draws random numbers for predictions, too; do not call its random "
+            "layers with training=True"
+        )
+    elif mixed:
+        yield (
+            f"{_first_that_mixes(model, specs)}: one example changes another one's logits; every "
+            "layer must treat the examples of a batch apart"
         )
 
 
@@ -258,27 +272,57 @@ def _nodes(graph: Any) -> list[Any]:
     return nodes
 
 
-def _has_unfed_randomness(model: Any, nodes: Sequence[Any]) -> bool:
-    """Whether a random operation is outside of the layers that are fed from outside."""
-    fed = {layer.name for _, layer in walk(model) if isinstance(layer, _FED)}
-    return any(
-        node.op.startswith(_RANDOM)
-        and not fed & {_REPEATED.sub("", scope) for scope in node.name.split("/")}
-        and not fed & set(node.name.split("/"))
+def _unfed_randomness(model: Any, nodes: Sequence[Any]) -> list[str]:
+    """The names of random operations outside of the layers that are fed from outside."""
+    fed = {layer.name for _, layer in walk_layers(model) if isinstance(layer, _FED)}
+    return [
+        node.name
         for node in nodes
-    )
+        if node.op.startswith(_RANDOM) and not fed & _names_of_layers(node.name)
+    ]
 
 
-def _mixes_examples(model: Any, specs: Sequence[tf.TensorSpec]) -> bool:
-    """Whether the first example's prediction depends on the second example."""
+def _place_of(model: Any, node: str) -> str:
+    """The innermost layer that the name of a node tells; the model where it tells none."""
+    names = _names_of_layers(node)
+    inside = [(path, layer) for path, layer in walk_layers(model) if layer.name in names]
+    if not inside:
+        return str(model.name)
+    path, layer = max(inside, key=lambda found: found[0].count("/"))
+    return f"layer {path} ({type(layer).__name__})"
+
+
+def _names_of_layers(node: str) -> set[str]:
+    """The scopes of a node, with and without the number of a repeated call."""
+    scopes = node.split("/")
+    return {*scopes, *(_REPEATED.sub("", scope) for scope in scopes)}
+
+
+def _differ(model: Any, specs: Sequence[tf.TensorSpec], *, neighbours: tuple[int, int]) -> bool:
+    """Whether the first example's prediction is another beside another second example."""
     draws = [_draws(spec) for spec in specs]
     predictions = [
         _called(model, [tf.stack([d[0], d[neighbour]]) for d in draws], training=False)[0].numpy()
-        for neighbour in (1, 2)
+        for neighbour in neighbours
     ]
     scale = max(1.0, float(abs(predictions[0]).max()))
     # Reordered sums differ in the last bits; a mean over the batch by much more.
     return not float(abs(predictions[0] - predictions[1]).max()) <= 1e-4 * scale
+
+
+def _first_that_mixes(model: Any, specs: Sequence[tf.TensorSpec]) -> str:
+    """The first layer behind which examples are mixed; the model where it is in none alone."""
+    for layer in getattr(model, "layers", ()):
+        try:
+            up_to_here = tf.keras.Model(model.inputs, layer.output)
+            mixed = _differ(up_to_here, specs, neighbours=(1, 2))
+        except (
+            Exception
+        ):  # called more than once, with several outputs, or not in a graph of layers
+            continue
+        if mixed:
+            return f"layer {layer.name} ({type(layer).__name__})"
+    return str(model.name)
 
 
 def _draws(spec: tf.TensorSpec) -> tf.Tensor:

@@ -14,6 +14,7 @@ import tensorflow as tf
 
 from tf_dpfl.client_work.preparing import prepare_model
 from tf_dpfl.client_work.preparing.activations import erf, gelu
+from tf_dpfl.client_work.preparing.tracing import spelled_out
 from tf_dpfl.protocol.errors import ModelError
 
 L = tf.keras.layers
@@ -215,3 +216,24 @@ def test_gelu_is_within_its_stated_error() -> None:
     assert np.abs(erf(tf.constant(x)).numpy() - exact).max() < 5e-7
     keras = tf.keras.activations.gelu(tf.constant(x, tf.float64)).numpy()
     assert np.abs(gelu(tf.constant(x)).numpy() - keras).max() < 1e-6
+
+
+@pytest.mark.parametrize(
+    ("equation", "left", "right", "letters"),
+    [
+        ("...x,xy->...y", (2, 3, 4), (4, 5), "abx,xy->aby"),
+        ("a...c,...cd->ad...", (2, 3, 4, 5), (4, 5, 6), "abec,ecd->adbe"),
+        ("...,...->...", (3, 4), (4,), "ab,b->ab"),
+        ("...x,xy->...y", (4,), (4, 5), "x,xy->y"),
+        ("ab,bc->ac", (2, 3), (3, 4), "ab,bc->ac"),
+        ("...a,...a->...", (1, 3), (2, 3), "...a,...a->..."),
+    ],
+)
+def test_an_ellipsis_spelled_out_means_the_same(
+    equation: str, left: Any, right: Any, letters: str
+) -> None:
+    spelled = spelled_out(equation, [tf.TensorShape(left), tf.TensorShape(right)])
+    assert spelled == letters
+    rng = np.random.default_rng(0)
+    x, y = rng.normal(size=left), rng.normal(size=right)
+    np.testing.assert_allclose(tf.einsum(spelled, x, y), np.einsum(equation, x, y))

@@ -135,6 +135,9 @@ def attention(**keywords: Any) -> Callable[[], tf.keras.Model]:
 
 LAYERS: dict[str, Callable[[], tf.keras.Model]] = {
     "dense on series": lambda: stack(SERIES, L.Dense(5, "tanh")),
+    "einsum with an ellipsis": lambda: stack(
+        SERIES, L.EinsumDense("...x,xy->...y", output_shape=5, bias_axes="y")
+    ),
     "time distributed": lambda: stack(SERIES, L.TimeDistributed(L.Dense(5, "gelu"))),
     "conv1d strided": lambda: stack(SERIES, L.Conv1D(5, 3, strides=2, activation="tanh")),
     "conv1d causal": lambda: stack(SERIES, L.Conv1D(5, 3, padding="causal", dilation_rate=2)),
@@ -279,6 +282,7 @@ ACTIVATIONS: dict[str, Any] = {
 
 # Converted in every run of the tests; the others are slow ones.
 FAST = (
+    "einsum with an ellipsis",
     "conv1d causal",
     "conv2d of three rows",
     "conv2d groups",

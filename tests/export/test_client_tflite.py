@@ -162,7 +162,7 @@ def test_an_op_without_rule_is_refused_with_its_layer(model, layer: str, op: str
 def test_a_case_a_rule_refuses_names_the_layer() -> None:
     class Turned(layers.Layer):
         def call(self, x: tf.Tensor) -> tf.Tensor:
-            return tf.einsum("...a,ab->...b", x, tf.eye(6))
+            return tf.einsum("ab,bb->ab", x, tf.eye(6))
 
     model = tf.keras.Sequential(
         [layers.InputLayer((6,)), layers.Dense(6), Turned(name="turn"), layers.Dense(2)]
@@ -194,6 +194,29 @@ def test_all_unsupported_layers_are_named_at_once() -> None:
     )
     with pytest.raises(ExportError, match=r"(?s)first.*Erf.*second.*Digamma"):
         build_client_tflite(model, plan_of())
+
+
+class Spectrum(layers.Layer):
+    """A transform, and one back, that have no builtin."""
+
+    def call(self, x: tf.Tensor) -> tf.Tensor:
+        return tf.signal.irfft(tf.signal.rfft(x))
+
+
+def test_layers_whose_ops_only_the_converter_refuses_are_named_at_once() -> None:
+    parts = [Spectrum(name="first"), layers.Dense(8), Spectrum(name="second")]
+    model = tf.keras.Sequential([layers.InputLayer((8,)), *parts, layers.Dense(2)])
+    with pytest.raises(ExportError) as caught:
+        build_client_tflite(model, plan_of())
+    faults = caught.value.faults
+    assert sorted(fault.partition(": op ")[0] for fault in faults) == [
+        "layer 'first' (Spectrum)",
+        "layer 'second' (Spectrum)",
+    ]
+    assert any("op IRFFT" in fault for fault in faults)
+    assert all(
+        fault.endswith("devices carry no Flex delegate; use another layer") for fault in faults
+    )
 
 
 @pytest.mark.parametrize(

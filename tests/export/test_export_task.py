@@ -327,3 +327,66 @@ def test_the_command_prints_the_bound_of_what_is_clipped_by_itself(
     parts = {"per_layer": len(layout), "value": weights}.get(clipping)
     found = {key: event[key] for key in event if key.endswith(("_variable", "_entry"))}
     assert found == ({name: pytest.approx(0.5 / math.sqrt(parts))} if name and parts else {})
+
+
+USER_MODELS = """
+import tensorflow as tf
+
+L = tf.keras.layers
+
+def of_two_inputs():
+    city = tf.keras.Input((1,), name="city", dtype="int32")
+    age = tf.keras.Input((3,), name="age")
+    words = L.Flatten()(L.Embedding(4, 2)(city))
+    return tf.keras.Model([city, age], L.Dense(2)(L.Concatenate()([words, age])))
+
+def at_every_step(classes):
+    steps = L.Embedding(4, 3)
+    return tf.keras.Sequential([L.InputLayer((6,), dtype="int32"), steps, L.Dense(classes)])
+"""
+
+
+@pytest.mark.parametrize(
+    ("function", "arrays", "loss", "target", "output"),
+    [
+        (
+            "of_two_inputs",
+            {"x_city": (1,), "x_age": (3,)},
+            "sparse_categorical_crossentropy",
+            (),
+            2,
+        ),
+        ("at_every_step", {"x": (6,)}, "sparse_categorical_crossentropy", (6,), 2),
+        ("at_every_step", {"x": (6,)}, "mean_squared_error", (6, 3), 3),
+    ],
+)
+def test_the_command_exports_what_own_data_and_a_function_of_ones_own_say(
+    function: str,
+    arrays: dict[str, tuple[int, ...]],
+    loss: str,
+    target: tuple[int, ...],
+    output: int,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    (tmp_path / "dpfl_models_of_a_user.py").write_text(USER_MODELS)
+    monkeypatch.syspath_prepend(str(tmp_path))
+    rng = np.random.default_rng(0)
+    (tmp_path / "clients").mkdir()
+    for client in range(2):
+        examples = {name: rng.integers(0, 4, (3, *shape)) for name, shape in arrays.items()}
+        y = np.arange(3 * math.prod(target)).reshape(3, *target) % 2
+        np.savez(tmp_path / "clients" / f"{client}.npz", y=y, **examples)
+    tree = plan_to_dict(plan_of(local_training={"loss": loss}))
+    tree["task"] = {"model": f"dpfl_models_of_a_user:{function}"}
+    tree["data"] = {"source": "folder", "path": str(tmp_path / "clients"), "partition": "natural"}
+    tree["clients"].update(population=2, clients_per_round=1)
+    tree["privacy"].update(smallest_cohort=1)
+    (tmp_path / "plan.toml").write_text(plan_to_toml(plan_from_dict(tree)))
+    key, out = str(tmp_path / "key.pem"), tmp_path / "task"
+    plan = str(tmp_path / "plan.toml")
+    assert main(["export", "client", plan, "--out", str(out), "--signing-key", key]) == 0
+    interface = json.loads((out / "manifest.json").read_text())["interface"]
+    assert {entry["name"]: tuple(entry["shape"]) for entry in interface["inputs"]} == arrays
+    assert tuple(interface["target"]["shape"]) == target
+    assert interface["output_shape"][-1] == output

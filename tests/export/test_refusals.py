@@ -152,7 +152,7 @@ def test_faults_of_every_kind_are_named_at_once() -> None:
     plan = plan_of(local_training={"loss": "test_losses_that_is_not_there:loss"})
     with pytest.raises(ModelError) as caught:
         require_exportable(model, plan)
-    kinds = ("layer norm", "layer positive", "local_training.loss", "net: can not be", "'volume'")
+    kinds = ("layer norm", "layer positive", "local_training.loss", "holds Python code", "'volume'")
     assert len(caught.value.faults) == len(kinds)
     for fault, kind in zip(caught.value.faults, kinds):
         assert kind in fault

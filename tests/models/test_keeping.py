@@ -36,11 +36,32 @@ def test_a_subclassed_model_is_refused_in_one_line():
 
 
 def test_a_lambda_layer_is_refused_in_one_line():
-    inner = tf.keras.Sequential([tf.keras.Input((4,)), L.Lambda(tf.abs, name="size")], name="in")
-    twice = L.Lambda(lambda x: 2 * x, name="twice")
-    model = tf.keras.Sequential([tf.keras.Input((4,)), twice, inner, L.Dense(2)], name="net")
-    named = r"instead of Lambda \(twice, in/size\)"
-    with pytest.raises(ModelError, match=f"net: can not be saved .* {named}") as e:
+    inner = tf.keras.Sequential([tf.keras.Input((4,)), L.Lambda(lambda x: 2 * x, name="twice")])
+    model = tf.keras.Sequential(
+        [tf.keras.Input((4,)), inner, L.Lambda(lambda x: x + 1, name="more"), L.Dense(2)],
+        name="net",
+    )
+    with pytest.raises(ModelError) as e:
+        require_keepable(model)
+    places = [fault.partition(": holds Python code")[0] for fault in e.value.faults]
+    assert places == [f"layer {inner.name}/twice (Lambda)", "layer more (Lambda)"]
+    assert all("\n" not in fault and "use Keras' own layers" in fault for fault in e.value.faults)
+
+
+class Unkept(L.Layer):
+    """Holds another layer, which get_config does not tell."""
+
+    def __init__(self, inner):
+        super().__init__()
+        self.inner = inner
+
+    def call(self, x):
+        return self.inner(x)
+
+
+def test_a_layer_that_no_file_keeps_is_refused_in_one_line():
+    model = tf.keras.Sequential([tf.keras.Input((4,)), Unkept(L.Dense(2))], name="net")
+    with pytest.raises(ModelError, match="net: can not be saved .* give layers of your own") as e:
         require_keepable(model)
     assert "\n" not in str(e.value)
 

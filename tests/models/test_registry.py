@@ -59,8 +59,21 @@ def two_out(input_shape, classes):
     return tf.keras.Model(inputs, [dense(flat), dense(flat)])
 
 def two_in(input_shape, classes):
-    a, b = tf.keras.Input(input_shape), tf.keras.Input(input_shape)
+    a, b = tf.keras.Input(input_shape, name="left"), tf.keras.Input(input_shape, name="right")
     return tf.keras.Model([a, b], tf.keras.layers.Dense(classes)(tf.keras.layers.Flatten()(a + b)))
+
+def ids_and_numbers(input_shape, classes):
+    shapes = {name: tuple(shape) for name, shape in input_shape.items()}
+    words = tf.keras.Input(shapes["x_words"], name="words", dtype="int32")
+    age = tf.keras.Input((1,), name="age")
+    mean = tf.keras.layers.GlobalAveragePooling1D()(tf.keras.layers.Embedding(9, 2)(words))
+    both = tf.keras.layers.Concatenate()([mean, age])
+    return tf.keras.Model([words, age], tf.keras.layers.Dense(classes)(both))
+
+def tagger(classes):
+    return tf.keras.Sequential([
+        tf.keras.Input((6,), dtype="int32"), tf.keras.layers.Embedding(9, 2),
+        tf.keras.layers.Dense(classes)])
 
 constant = 3
 """
@@ -163,7 +176,10 @@ def test_user_function_gets_the_keywords_its_signature_names(user_module, functi
         ("dpfl_users_model:fails", "failed: RuntimeError: first line$"),
         ("dpfl_users_model:image_out", "must give one tensor of logits"),
         ("dpfl_users_model:two_out", "two examples give list"),
-        ("dpfl_users_model:two_in", "has 2 inputs"),
+        (
+            "dpfl_users_model:two_in",
+            r"has the inputs \['x_left', 'x_right'\], the data's .* \['x'\]",
+        ),
     ],
 )
 def test_bad_models_are_refused_in_one_line(user_module, name, message):
@@ -190,3 +206,21 @@ def test_a_sequential_model_without_input_keeps_its_batch_size_open(user_module)
     model = build_model("dpfl_users_model:unbuilt", input_shape=(4, 4, 1), classes=3)
     assert model.input_shape == (None, 4, 4, 1)
     validate_model(model)
+
+
+def test_a_model_of_several_inputs_takes_the_arrays_of_their_names(user_module):
+    name = f"{user_module}:ids_and_numbers"
+    model = build_model(name, input_shape={"x_age": (), "x_words": (5,)}, classes=3)
+    assert [spec.shape[1:].as_list() for spec in model.inputs] == [[5], [1]]
+    with pytest.raises(ModelError, match=r"shape \[1\] in x_age, the data's are \[2\]"):
+        build_model(name, input_shape={"x_age": (2,), "x_words": (5,)}, classes=3)
+    with pytest.raises(ModelError, match="called x_ and the input's name"):
+        build_model(name, input_shape={"x_words": (5,), "x_old": (1,)}, classes=3)
+
+
+def test_a_model_may_predict_at_every_step_of_the_target(user_module):
+    name = f"{user_module}:tagger"
+    build_model(name, input_shape=(6,), classes=4, positions=(6,))
+    for positions in ((), (5,), (6, 1)):
+        with pytest.raises(ModelError, match=r"one tensor of logits \[n, .*4\]"):
+            build_model(name, input_shape=(6,), classes=4, positions=positions)

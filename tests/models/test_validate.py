@@ -193,9 +193,10 @@ def test_integer_and_several_inputs_are_looked_at():
 
 
 def test_randomness_hidden_in_a_function_is_found():
-    layer = L.Lambda(lambda x: x + tf.random.normal(tf.shape(x)))
-    (fault,) = faults_of(sequential(layer, L.Flatten(), L.Dense(2)))
-    assert "draws random numbers" in fault
+    layer = L.Lambda(lambda x: x + tf.random.normal(tf.shape(x)), name="noise")
+    inner = tf.keras.Sequential([tf.keras.Input((3,)), layer], name="inner")
+    (fault,) = faults_of(sequential(inner, L.Flatten(), L.Dense(2), shape=(3,)))
+    assert fault.startswith("layer inner/noise (Lambda): draws random numbers")
 
 
 def test_stateful_recurrence_is_refused():
@@ -219,9 +220,15 @@ def test_variable_changed_but_not_trained_is_refused_and_left_unchanged():
 
 
 def test_example_mixing_hidden_in_a_function_is_found():
-    layer = L.Lambda(lambda x: x - tf.reduce_mean(x, axis=0))
-    (fault,) = faults_of(sequential(layer, L.Flatten(), L.Dense(2)))
-    assert "one example changes another one's logits" in fault
+    layer = L.Lambda(lambda x: x - tf.reduce_mean(x, axis=0), name="centred")
+    (fault,) = faults_of(sequential(L.Dense(3), layer, L.Flatten(), L.Dense(2)))
+    assert fault.startswith("layer centred (Lambda): one example changes another one's logits")
+
+
+def test_dropout_in_predictions_is_not_taken_for_mixing():
+    x = tf.keras.Input((4,))
+    (fault,) = faults_of(tf.keras.Model(x, L.Dense(2)(L.Dropout(0.5)(x, training=True))))
+    assert "draws random numbers for predictions, too" in fault
 
 
 @pytest.mark.parametrize("kind", ["kernel", "bias", "activity"])

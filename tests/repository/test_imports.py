@@ -18,7 +18,8 @@ ALLOWED = {
     "tf_dpfl/protocol": {"numpy", "cryptography", "tomli"},
     "tf_dpfl/privacy": {"tf_dpfl.protocol", "dp_accounting", "numpy"},
     "models": {
-        "tf_dpfl.protocol.errors", "tf_dpfl.protocol.imports", "tensorflow", "keras", "numpy",
+        "tf_dpfl.protocol.errors", "tf_dpfl.protocol.imports", "tf_dpfl.protocol.interface",
+        "tensorflow", "keras", "numpy",
     },
     "tf_dpfl/data": {"tf_dpfl.protocol", "numpy", "tensorflow", "sklearn"},
     "tf_dpfl/client_work": {"tf_dpfl.protocol", "tensorflow", "keras", "numpy"},

@@ -1,6 +1,8 @@
 """Models with random layers, integer and several inputs, and values to predict, in TFF."""
 
 import json
+import sys
+import types
 
 import numpy as np
 import pytest
@@ -121,6 +123,24 @@ def test_a_simulation_of_values_has_a_loss_and_no_accuracy(tmp_path):
     prediction = done.model.predict(MIXED["x_age"], verbose=0)
     assert last["loss"] == pytest.approx(((prediction - targets) ** 2).mean(), rel=1e-4)
     assert done.accuracy is None
+
+
+def test_a_plans_own_function_may_have_two_inputs_and_targets_at_every_step(tmp_path, monkeypatch):
+    module = types.ModuleType("dpfl_models_in_memory")
+    module.tagger = lambda classes: tf.keras.Model(*tagger(classes))
+    monkeypatch.setitem(sys.modules, module.__name__, module)
+    tree = plan_to_dict(plan_with())
+    tree["task"] = {"model": "dpfl_models_in_memory:tagger"}
+    tags = RNG.integers(0, 3, [ROWS, 5]).astype(np.int32)
+    run = simulate(plan_from_dict(tree), tmp_path / "run", data=data_of(MIXED, tags, classes=3))
+    prediction = run.model.predict([MIXED["x_ids"], MIXED["x_age"]], verbose=0)
+    assert run.accuracy == pytest.approx((prediction.argmax(-1) == tags).mean())
+
+
+def tagger(classes):
+    ids, numbers = tf.keras.Input([5], dtype="int32", name="ids"), tf.keras.Input([3], name="age")
+    steps = L.Concatenate()([L.Embedding(7, 3)(ids), L.RepeatVector(5)(numbers)])
+    return [ids, numbers], L.Dense(classes)(steps)
 
 
 def test_dropout_is_drawn_for_each_user_and_round_and_is_reproducible():

@@ -67,6 +67,7 @@ def run(args: argparse.Namespace) -> None:
             signing_key=key,
             input_shape=data.input_shape,
             classes=data.outputs,
+            positions=data.positions,
             valid_for_days=args.valid_for_days,
         )
     event = {

@@ -10,11 +10,11 @@ from tf_dpfl.protocol.errors import ModelError
 from tf_dpfl.protocol.interface import (
     DTYPES,
     FLOAT32,
-    INPUT,
     INT32,
     TARGET,
     ExampleInterface,
     ExampleTensor,
+    input_names,
 )
 from tf_dpfl.protocol.plan import LocalTraining
 
@@ -60,9 +60,7 @@ def _refuse(model: tf.keras.Model, faults: list[str]) -> None:
 
 def _inputs(model: tf.keras.Model, faults: list[str]) -> tuple[ExampleTensor, ...]:
     tensors = list(model.inputs or [])
-    names = (
-        [INPUT] if len(tensors) == 1 else [f"{INPUT}_{name}" for name in model.input_names or ()]
-    )
+    names = input_names(model.input_names or ())
     if not tensors:
         faults.append("the model declares no inputs; build it, or give its first layer a shape")
     return tuple(_input(name, tensor, faults) for name, tensor in zip(names, tensors))
@@ -74,7 +72,8 @@ def _input(name: str, tensor: Any, faults: list[str]) -> ExampleTensor:
     if dtype not in DTYPES or None in shape[1:] or shape[:1] != (None,):
         faults.append(
             f"input {tensor.name!r} is {dtype} of shape {shape}; it must be "
-            f"{' or '.join(DTYPES)} of shape (None, ...) with fixed sizes"
+            f"{' or '.join(DTYPES)} of shape (None, ...) with fixed sizes; give them in "
+            "tf.keras.Input(shape, dtype=...)"
         )
         return ExampleTensor(name, FLOAT32, ())
     return ExampleTensor(name, dtype, shape[1:])
@@ -91,7 +90,7 @@ def _output_shape(
     if outputs[0].dtype != tf.float32 or None in shape[1:] or len(shape) < 2:
         faults.append(
             f"its output is {outputs[0].dtype.name} of shape {shape}; it must be float32 of "
-            "shape (None, ...) with fixed sizes"
+            "shape (None, n), or of more fixed sizes: (None, 1) for one value an example"
         )
         return ()
     categorical = local_training.targets_are_class_ids or (

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
@@ -12,7 +11,7 @@ from numpy.typing import NDArray
 
 from tf_dpfl.protocol.errors import DataError
 from tf_dpfl.protocol.examples import Examples, fitted
-from tf_dpfl.protocol.interface import INT32, TARGET, ExampleInterface
+from tf_dpfl.protocol.interface import INPUT, INT32, TARGET, ExampleInterface
 from tf_dpfl.protocol.tensors import Float32
 
 
@@ -70,17 +69,25 @@ class FederatedData:
         return len(self.offsets) - 1
 
     @property
-    def input_shape(self) -> tuple[int, ...]:
-        """Shape of one example of the only input; () where there are several."""
-        if len(self.inputs) > 1:
-            return ()
-        (features,) = self.inputs.values()
-        return tuple(features.shape[1:])
+    def input_shape(self) -> tuple[int, ...] | dict[str, tuple[int, ...]]:
+        """Shape of one example of the only input; of several by the names of their arrays."""
+        shapes = {name: tuple(array.shape[1:]) for name, array in self.inputs.items()}
+        return shapes[INPUT] if list(shapes) == [INPUT] else shapes
 
     @property
     def outputs(self) -> int:
         """What a model's last layer needs: the classes, or the values of one target."""
-        return math.prod(self.target.shape[1:]) if self.classes is None else self.classes
+        return self._output_shape[-1]
+
+    @property
+    def positions(self) -> tuple[int, ...]:
+        """Sizes in front of the outputs, where an example has a target at every step."""
+        return self._output_shape[:-1]
+
+    @property
+    def _output_shape(self) -> tuple[int, ...]:
+        shape = tuple(self.target.shape[1:])
+        return (shape or (1,)) if self.classes is None else (*shape, self.classes)
 
     @property
     def counts(self) -> NDArray[np.int64]:

@@ -19,17 +19,25 @@ _OF_LAYER = {
 }
 
 _OF_OP = {
+    "Cosh": "write it with tf.exp",
+    "Cumprod": "of numbers > 0 write tf.exp(tf.cumsum(tf.math.log(x)))",
     "EagerPyFunc": "write it in TensorFlow's ops",
     "Erf": 'use "gelu" as a layer\'s activation, which is exported with an approximation of it',
+    "Expm1": "write tf.exp(x) - 1.0",
     "If": "choose with tf.where",
+    "MatrixBandPart": "multiply by a constant of zeros and ones",
+    "Prod": "multiply the parts of tf.unstack",
     "PyFunc": "write it in TensorFlow's ops",
+    "Roll": "write tf.concat of the two parts",
+    "Sinh": "write it with tf.exp",
     "Softsign": "use it as a layer's activation, or write x / (1 + tf.abs(x))",
     "StatelessIf": "choose with tf.where",
     "StatelessWhile": "write the steps out, or use SimpleRNN, LSTM or GRU",
     "While": "write the steps out, or use SimpleRNN, LSTM or GRU",
 }
 
-_ANYTHING_ELSE = "use another layer, or add a rule to tf_dpfl/export/gradients"
+_ANYTHING_ELSE = "use another layer"
+_OR_A_RULE = f"{_ANYTHING_ELSE}, or add a rule to tf_dpfl/export/gradients"
 
 _CHANNELS_FIRST = (
     'works with data_format="channels_first", which devices can not train; use '
@@ -52,10 +60,13 @@ _BEFORE_STORING = (
 _WINDOWS = ("Conv", "DepthwiseConv", "MaxPooling", "AveragePooling", "SeparableConv")
 
 
-def instead_of(layer: Any, op_type: str) -> str:
-    """What to use instead of `layer` (None where it is no layer's) or of the op in it."""
+def instead_of(layer: Any, op_type: str, *, has_builtin: bool = True) -> str:
+    """What to use instead of `layer` (None where it is no layer's) or of the op in it.
+
+    A gradient rule can help only where the op `has_builtin`.
+    """
     of_layer = None if layer is None else _OF_LAYER.get(type(layer).__name__)
-    return of_layer or _OF_OP.get(op_type, _ANYTHING_ELSE)
+    return of_layer or _OF_OP.get(op_type, _OR_A_RULE if has_builtin else _ANYTHING_ELSE)
 
 
 def fault_of_settings(layer: Any) -> str | None:

@@ -10,7 +10,8 @@ from typing import Any
 import tensorflow as tf
 from tensorflow.lite.python.convert_phase import ConverterError
 
-from tf_dpfl.export.layers import layer_of_op
+from tf_dpfl.export.alternatives import instead_of
+from tf_dpfl.export.layers import find_layer, layer_of_op
 from tf_dpfl.export.quiet import quiet
 from tf_dpfl.export.tuning import tune
 from tf_dpfl.protocol.errors import ExportError
@@ -63,14 +64,19 @@ def convert(
     return tune(content, primary=primary) if variables_change else content
 
 
-def _explain(error: ConverterError, model: tf.keras.Model) -> str:
-    faults = []
+def _explain(error: ConverterError, model: tf.keras.Model) -> list[str]:
+    ops: dict[str, dict[str, str]] = {}
     for entry in error.errors:
         op = entry.operator.name.removeprefix("tf.")
         if op:
             place = entry.location.call[0].name if entry.location.call else ""
-            faults.append(f"{layer_of_op(model, place)}: op {op}")
-    if not faults:
-        return f"the TFLite converter failed: {str(error).strip()}"
-    listed = "; ".join(dict.fromkeys(faults))
-    return f"these have no TFLite builtin op, and devices carry no Flex delegate: {listed}"
+            found = find_layer(model, place)
+            instead = instead_of(found and found[1], op, has_builtin=False)
+            ops.setdefault(layer_of_op(model, place), {})[op] = instead
+    if not ops:
+        return [f"the TFLite converter failed: {str(error).strip()}"]
+    return [
+        f"{place}: {', '.join(f'op {op}' for op in names)} has no TFLite builtin op, and devices "
+        f"carry no Flex delegate; {'; '.join(dict.fromkeys(names.values()))}"
+        for place, names in ops.items()
+    ]

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import tempfile
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -15,6 +15,7 @@ import tensorflow as tf
 
 from models.keeping import load_keras, require_keepable
 from models.registry import build_model
+from models.shapes import Shape
 from models.validate import validate_model
 from tf_dpfl.client_work.computation import layout_of
 from tf_dpfl.client_work.interface import interface_of
@@ -68,8 +69,9 @@ def export_client(
     *,
     signing_key: Path,
     model: tf.keras.Model | None = None,
-    input_shape: tuple[int, ...] | None = None,
+    input_shape: Shape | Mapping[str, Shape] | None = None,
     classes: int | None = None,
+    positions: Shape = (),
     overrides: Sequence[str] = (),
     valid_for_days: float = 30.0,
 ) -> Manifest:
@@ -87,8 +89,8 @@ def export_client(
       signing_key: the Ed25519 private key (PEM); made when there is none.
       model: the model and its initial weights; by default a run's newest model
         or, for a plan, a fresh one of `input_shape` and `classes`.
-      input_shape: shape of one example; only for a plan without `model`.
-      classes: number of classes; only for a plan without `model`.
+      input_shape, classes, positions: as for `build_model`; only for a plan without
+        `model`.
       overrides: `"section.key=value"` over a run's plan: population, cohort and
         rounds on devices may differ from the simulation's.
       valid_for_days: how long devices accept the task, > 0.
@@ -111,7 +113,9 @@ def export_client(
     if isinstance(plan_or_run, Plan):
         if overrides:
             raise ExportError("overrides are for a run folder; change the plan itself")
-        source = _from_plan(plan_or_run, model, input_shape=input_shape, classes=classes)
+        source = _from_plan(
+            plan_or_run, model, input_shape=input_shape, classes=classes, positions=positions
+        )
     else:
         source = _from_run(Path(plan_or_run), model, overrides=overrides)
     require_exportable(source.model, source.plan)
@@ -195,13 +199,16 @@ def _from_plan(
     plan: Plan,
     model: tf.keras.Model | None,
     *,
-    input_shape: tuple[int, ...] | None,
+    input_shape: Shape | Mapping[str, Shape] | None,
     classes: int | None,
+    positions: Shape,
 ) -> _Source:
     if model is None:
         if input_shape is None or classes is None:
             raise ExportError("a plan without a model needs input_shape and classes")
-        model = build_model(plan.task.model, input_shape=input_shape, classes=classes)
+        model = build_model(
+            plan.task.model, input_shape=input_shape, classes=classes, positions=positions
+        )
     return _Source(plan, model, ())
 
 

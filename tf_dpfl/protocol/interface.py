@@ -7,7 +7,7 @@ calls it `x`; several are `x_<name of the Keras input>`. The target is `y`.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -20,6 +20,11 @@ DTYPES = (FLOAT32, INT32)
 
 INPUT = "x"
 TARGET = "y"
+
+
+def input_names(of_model: Sequence[str]) -> list[str]:
+    """The names of a model's inputs here, from those of its Keras inputs, in their order."""
+    return [INPUT] if len(of_model) == 1 else [f"{INPUT}_{name}" for name in of_model]
 
 
 @dataclass(frozen=True)

@@ -22,7 +22,8 @@ _BATCH_SIZE = 1000  # bounds memory; results do not depend on it
 class Evaluation:
     """Mean `loss` over `examples`, and the part that is classified right.
 
-    `accuracy`, in [0, 1], is None where the target is no class.
+    `accuracy`, in [0, 1], is of all classes where an example has several (tags, labels),
+    and None where the target is no class.
     """
 
     accuracy: float | None
@@ -68,7 +69,7 @@ class Evaluator:
     def evaluate(self) -> Evaluation:
         """The model's figures with its weights as they are now."""
         right, loss = self._figures()
-        accuracy = int(right.sum()) / self._count if self._is_class else None
+        accuracy = float(right.mean()) if self._is_class else None
         return Evaluation(accuracy, loss / self._count, self._count)
 
     def right(self) -> NDArray[np.bool_]:

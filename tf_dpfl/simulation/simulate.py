@@ -129,7 +129,12 @@ def initial_model(
         if model is None:
             seed = int.from_bytes(derive_bytes(folder.seed, "initial weights")[:4], "little")
             tf.keras.utils.set_random_seed(seed)
-            model = build_model(plan.task.model, input_shape=data.input_shape, classes=data.outputs)
+            model = build_model(
+                plan.task.model,
+                input_shape=data.input_shape,
+                classes=data.outputs,
+                positions=data.positions,
+            )
         # Before it is kept: a refused model must not be what a resumed run begins with.
         validate_model(model)
         require_keepable(model)

@@ -9,7 +9,7 @@ import tensorflow as tf
 
 from tf_dpfl.client_work.preparing.layer_graph import LayerGraph
 from tf_dpfl.client_work.preparing.randomness import RandomSource
-from tf_dpfl.client_work.preparing.tracing import activations_apart, functions_inlined
+from tf_dpfl.client_work.preparing.tracing import functions_inlined, ops_as_converted
 from tf_dpfl.protocol.errors import DpflError, ModelError
 from tf_dpfl.protocol.imports import first_line
 
@@ -81,7 +81,7 @@ class PreparedModel:
     def _forward(
         self, inputs: Sequence[tf.Tensor], *, training: bool, random: tf.Tensor | None
     ) -> Any:
-        with self.random.fed(random), activations_apart(), functions_inlined():
+        with self.random.fed(random), ops_as_converted(), functions_inlined():
             return self._layers.run(list(inputs), training=training)
 
     def _ops_of_training(self) -> list[Any]:
