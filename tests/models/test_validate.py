@@ -226,7 +226,7 @@ def test_example_mixing_hidden_in_a_function_is_found():
 
 
 def test_dropout_in_predictions_is_not_taken_for_mixing():
-    x = tf.keras.Input((4,))
+    x = tf.keras.Input((64,))  # so many that no two draws are alike
     (fault,) = faults_of(tf.keras.Model(x, L.Dense(2)(L.Dropout(0.5)(x, training=True))))
     assert "draws random numbers for predictions, too" in fault
 
