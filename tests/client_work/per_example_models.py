@@ -88,6 +88,17 @@ class SortedAndPooled(layers.Layer):
         return tf.concat([tf.math.top_k(x, 3).values, smooth], axis=-1)
 
 
+class PositionsOfShape(layers.Layer):
+    """Adds a table of positions, looked up by what is computed from the shape."""
+
+    def build(self, shape):
+        self.positions = layers.Embedding(9, shape[-1])
+        self.positions.build(())
+
+    def call(self, x):
+        return x + self.positions(tf.range(0, tf.shape(x)[-2], 1))
+
+
 class NormalisedKernel(layers.Layer):
     """Computes with a weight before it meets the batch."""
 
@@ -181,6 +192,12 @@ ONE_PASS = {
         layers.Flatten(),
         layers.Dense(CLASSES),
     ),
+    "lstm_at_every_step": lambda: stack(
+        (3, 4, 2),
+        layers.TimeDistributed(layers.LSTM(3, unroll=True)),
+        layers.Flatten(),
+        layers.Dense(CLASSES),
+    ),
     "embedding": lambda: text(layers.GlobalAveragePooling1D(), layers.Dense(CLASSES)),
     "masked_gru": lambda: text(layers.GRU(5, unroll=True), layers.Dense(CLASSES), mask_zero=True),
     "masked_pooling": lambda: text(
@@ -195,6 +212,10 @@ ONE_PASS = {
     "shared": shared,
     "tied": tied,
     "pieces": lambda: stack((6,), PiecesOfOneKernel(), layers.Dense(CLASSES)),
+    "positions_of_shape": lambda: series(layers.Dense(6), PositionsOfShape()),
+    "softmax_of_steps": lambda: series(
+        layers.Dense(6, lambda x: tf.repeat(tf.nn.softmax(x, axis=1), 2, axis=1))
+    ),
     "two_forms": lambda: stack((6,), OneKernelInTwoForms(), layers.Dense(CLASSES)),
 }
 

@@ -218,6 +218,21 @@ def test_gelu_is_within_its_stated_error() -> None:
     assert np.abs(gelu(tf.constant(x)).numpy() - keras).max() < 1e-6
 
 
+@pytest.mark.parametrize("kind", [L.LSTM, L.GRU, L.SimpleRNN])
+def test_masked_steps_of_sequences_that_go_backwards_are_those_of_keras(kind: Any) -> None:
+    model = tf.keras.Sequential(
+        [
+            tf.keras.Input((6,), dtype="int32"),
+            L.Embedding(9, 4, mask_zero=True),
+            L.Bidirectional(kind(3, return_sequences=True)),
+            kind(2, go_backwards=True, return_sequences=True, zero_output_for_mask=True),
+        ]
+    )
+    ids = np.array([[1, 2, 3, 0, 0, 0], [0, 0, 4, 5, 6, 7], [8, 0, 1, 0, 2, 0]], np.int32)
+    prepared = tf.function(lambda x: prepare_model(model)([x], training=False), autograph=False)
+    np.testing.assert_allclose(prepared(ids), model(ids), atol=1e-6)
+
+
 @pytest.mark.parametrize(
     ("equation", "left", "right", "letters"),
     [

@@ -242,6 +242,12 @@ LAYERS: dict[str, Callable[[], tf.keras.Model]] = {
     "bidirectional masked": lambda: stack(
         IDS, L.Embedding(7, 4, mask_zero=True), L.Bidirectional(L.LSTM(3)), dtype="int32"
     ),
+    "bidirectional sequence masked": lambda: stack(
+        IDS,
+        L.Embedding(7, 4, mask_zero=True),
+        L.Bidirectional(L.GRU(2, return_sequences=True)),
+        dtype="int32",
+    ),
     "bidirectional sum": lambda: stack(
         SERIES, L.Bidirectional(L.GRU(3, return_sequences=True), merge_mode="sum")
     ),

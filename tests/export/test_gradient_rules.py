@@ -113,6 +113,7 @@ ONE_INPUT: dict[str, Callable[..., Any]] = {
     "Mean": lambda x: tf.reduce_mean(x, [0, 2], keepdims=True),
     "Max": lambda x: tf.reduce_max(x, [1, 2]),
     "Min": lambda x: tf.reduce_min(x, [1, 2]),
+    "EnsureShape": lambda x: tf.ensure_shape(tf.sin(x), [3, None, 6, 4]),
     "Reshape": lambda x: tf.reshape(x, [-1, 4]),
     "Squeeze": lambda x: tf.squeeze(x[:, :1], 1),
     "ExpandDims": lambda x: tf.expand_dims(x, 2),

@@ -12,6 +12,7 @@ from tensorflow.python.ops import handle_data_util
 _KEEPS_IDS = frozenset(
     {
         "Cast",
+        "EnsureShape",
         "ExpandDims",
         "GatherV2",
         "Identity",

@@ -8,15 +8,13 @@ by running it, and needs no formula of its own.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from inspect import signature
 from typing import Any
 
 import numpy as np
-import tensorflow as tf
 from numpy.typing import NDArray
-from tensorflow.python.eager import context
 
 from tf_dpfl.client_work.per_example.refusals import refuse, static_shape
+from tf_dpfl.client_work.static_values import run_eagerly, static_value
 
 Labels = NDArray[np.int64]
 
@@ -25,6 +23,7 @@ MOVES = frozenset(
         "BatchToSpaceND",
         "BroadcastTo",
         "ConcatV2",
+        "EnsureShape",
         "ExpandDims",
         "GatherV2",
         "Identity",
@@ -49,7 +48,9 @@ MOVES = frozenset(
 )
 """Ops whose every output entry is one entry of an input, or a constant."""
 
-_SAME_ORDER = frozenset({"ExpandDims", "Identity", "Reshape", "Squeeze", "StopGradient"})
+_SAME_ORDER = frozenset(
+    {"EnsureShape", "ExpandDims", "Identity", "Reshape", "Squeeze", "StopGradient"}
+)
 
 # What these take besides data must be known while tracing: shapes, axes, paddings.
 _DATA_INPUTS = {"Pack": None, "ConcatV2": slice(0, -1), "Split": slice(1, 2)}
@@ -74,9 +75,6 @@ def run_on_labels(op: Any, labels: Sequence[Labels | None]) -> list[Labels]:
         shape = static_shape(op.outputs[0])
         return [np.zeros(shape, np.int64) if known is None else known.reshape(shape)]
     moved = data_inputs(op)
-    attributes = {
-        a.name: op.get_attr(a.name) for a in op.op_def.attr if a.type != "type" and a.name != "N"
-    }
     values: list[Any] = []
     for index, tensor in enumerate(op.inputs):
         if index in moved:
@@ -85,18 +83,10 @@ def run_on_labels(op: Any, labels: Sequence[Labels | None]) -> list[Labels]:
         elif op.type == "PadV2" and index == 2:
             values.append(np.int64(0))
         else:
-            value = tf.get_static_value(tensor)
+            value: Any = static_value(tensor)
             if value is None and op.type == "ResizeNearestNeighbor":
                 value = static_shape(op.outputs[0])[1:3]  # Keras computes it from shapes
             if value is None:
                 refuse(op, f"its input {index} is not a constant")
             values.append(value)
-    listed = op.type in ("Pack", "ConcatV2")
-    arguments = [values[: len(moved)], *values[len(moved) :]] if listed else values
-    run = getattr(tf.raw_ops, op.type)
-    # The inputs in their order; the wrapper names some of them otherwise than the op.
-    names = [name for name in signature(run).parameters if name not in (*attributes, "name")]
-    with context.eager_mode():
-        result = run(**dict(zip(names, arguments)), **attributes)
-        outputs = result if isinstance(result, (list, tuple)) else [result]
-        return [np.asarray(output.numpy(), np.int64) for output in outputs]
+    return [np.asarray(output, np.int64) for output in run_eagerly(op, values)]

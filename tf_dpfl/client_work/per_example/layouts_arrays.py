@@ -5,10 +5,10 @@ from __future__ import annotations
 from typing import Any
 
 import numpy as np
-import tensorflow as tf
 
 from tf_dpfl.client_work.per_example.layouts import Layout, Layouts, keeps_examples_apart
 from tf_dpfl.client_work.per_example.refusals import refuse, static_shape
+from tf_dpfl.client_work.static_values import static_value
 
 _MIXES = "it reduces over the batch, which mixes examples"
 
@@ -38,7 +38,7 @@ def _elementwise(op: Any, layouts: Layouts) -> Layout:
 @keeps_examples_apart("Sum", "Mean", "Max", "Min", "Prod", "All", "Any")
 def _reduction(op: Any, layouts: Layouts) -> Layout:
     layout = layouts[0]
-    axes = tf.get_static_value(op.inputs[1])
+    axes = static_value(op.inputs[1])
     if layout is None or axes is None:
         refuse(op, "its axes are not constant")
     rank = len(static_shape(op.inputs[0]))
@@ -60,10 +60,10 @@ def _over_last_axis(op: Any, layouts: Layouts) -> Layout:
 
 @keeps_examples_apart("ArgMax", "ArgMin", "Cumsum")
 def _along_one_axis(op: Any, layouts: Layouts) -> Layout:
-    layout, axis = layouts[0], tf.get_static_value(op.inputs[1])
-    if layout is None or axis is None:
+    layout, found = layouts[0], static_value(op.inputs[1])
+    if layout is None or found is None:
         refuse(op, "its axis is not constant")
-    axis = int(axis) % len(static_shape(op.inputs[0]))
+    axis = int(found) % len(static_shape(op.inputs[0]))
     if axis == layout.axis:
         refuse(op, _MIXES)
     removed = op.type != "Cumsum" and axis < layout.axis
@@ -82,7 +82,7 @@ def _one_hot(op: Any, layouts: Layouts) -> Layout:
 def _gather(op: Any, layouts: Layouts) -> Layout:
     """Rows of a table by the batch's ids."""
     layout = layouts[1]
-    axis = 0 if op.type == "ResourceGather" else tf.get_static_value(op.inputs[2])
+    axis = 0 if op.type == "ResourceGather" else static_value(op.inputs[2])
     if layout is None or layouts[0] is not None or axis is None or op.get_attr("batch_dims"):
         refuse(op, "only a gather from a table by the batch's ids has a rule")
     return layout.at(layout.axis + int(axis))

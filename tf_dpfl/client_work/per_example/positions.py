@@ -19,6 +19,7 @@ import tensorflow as tf
 from numpy.typing import NDArray
 
 from tf_dpfl.client_work.per_example.execution import MOVES, run_on_labels
+from tf_dpfl.client_work.static_values import static_value
 
 Positions = NDArray[np.int64]
 
@@ -43,7 +44,7 @@ def move_positions(op: Any, positions: Sequence[Positions | None]) -> list[Posit
     if op.type == "ReadVariableOp":
         return [p for p in positions if p is not None]
     if op.type == "ResourceGather" and positions[0] is not None:
-        ids = tf.get_static_value(op.inputs[1])
+        ids = static_value(op.inputs[1])
         if ids is None or op.get_attr("batch_dims"):
             return None
         return [positions[0][ids]]

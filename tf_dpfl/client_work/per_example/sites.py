@@ -100,10 +100,12 @@ class _Search:
             and positions[0] is None
             and positions[1] is not None
         )
-        if meets_constant and static_shape(op.inputs[0])[0] == self.examples:
-            # The zero state of a recurrent layer: a constant for every example. To
-            # call its rows the examples' is sound, since later ops keep rows apart.
-            layouts[0] = Layout(0)
+        rows = static_shape(op.inputs[0])[0] if meets_constant else 0
+        if rows and rows % self.examples == 0:
+            # The zero state of a recurrent layer: a constant for every example (inside of
+            # TimeDistributed: for each of its steps). To call its rows the examples' is
+            # sound, since later ops keep rows apart.
+            layouts[0] = Layout(0, inner=rows // self.examples)
         faults = [self.without_rule[t.ref()] for t in op.inputs if t.ref() in self.without_rule]
         if any(layouts):
             if faults:

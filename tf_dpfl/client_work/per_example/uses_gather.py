@@ -9,12 +9,13 @@ from tf_dpfl.client_work.per_example.refusals import refuse
 from tf_dpfl.client_work.per_example.sites import Site
 from tf_dpfl.client_work.per_example.uses import Lookups, use_of
 from tf_dpfl.client_work.per_example.uses_linear import input_layout
+from tf_dpfl.client_work.static_values import static_value
 
 
 @use_of("ResourceGather", 0)
 @use_of("GatherV2", 0)
 def _rows(site: Site, grad: tf.Tensor) -> Lookups:
-    axis = 0 if site.op.type == "ResourceGather" else tf.get_static_value(site.op.inputs[2])
+    axis = 0 if site.op.type == "ResourceGather" else static_value(site.op.inputs[2])
     if site.positions.ndim != 2 or axis != 0:
         refuse(site.op, "only rows of a matrix can be looked up")
     ids = by_example(site.op.inputs[1], input_layout(site, 1), examples=site.examples, kept=0)

@@ -20,7 +20,25 @@ def _unrolled(layer: Any, source: RandomSource) -> Any:
     attributes = {"unroll": True, "cell": replaced(layer.cell, source)}
     if hasattr(layer, "_could_use_gpu_kernel"):
         attributes["_could_use_gpu_kernel"] = False
-    return changed_copy(layer, **attributes)
+    if not (layer.go_backwards and layer.zero_output_for_mask):
+        return changed_copy(layer, **attributes)
+    twin = changed_copy(layer, **attributes, go_backwards=False)
+    twin.__class__ = type("_Backwards", (_Backwards, type(layer)), {})
+    return twin
+
+
+class _Backwards:
+    """Goes backwards by turning steps and mask round.
+
+    Unrolled, Keras' own way zeroes the outputs, last step first, by the mask from
+    its first step on.
+    """
+
+    def call(self, inputs: Any, mask: Any = None, **keywords: Any) -> Any:
+        """What the layer gives for `inputs` from the last step to the first."""
+        axis = [0 if getattr(self, "time_major", False) else 1]
+        turned, mask = tf.nest.map_structure(lambda x: tf.reverse(x, axis), (inputs, mask))
+        return super().call(turned, mask=mask, **keywords)  # type: ignore[misc]
 
 
 @replacement_of(_LAYERS.SimpleRNNCell, _LAYERS.LSTMCell, _LAYERS.GRUCell)

@@ -7,6 +7,7 @@ from typing import Any
 import numpy as np
 import tensorflow as tf
 
+from tf_dpfl.client_work.static_values import static_value
 from tf_dpfl.export.gradients.rules import gradient_of
 from tf_dpfl.export.gradients.shapes import constant, static_shape
 
@@ -17,9 +18,14 @@ def _reshape(op: Any, grad: Any) -> Any:
     return [restored] + [None] * (len(op.inputs) - 1)
 
 
+@gradient_of("EnsureShape")
+def _ensure_shape(_op: Any, grad: Any) -> Any:
+    return grad
+
+
 @gradient_of("Transpose")
 def _transpose(op: Any, grad: Any) -> Any:
-    permutation = tf.get_static_value(op.inputs[1])
+    permutation = static_value(op.inputs[1])
     if permutation is None:  # computed from shapes: the converter folds it
         return tf.transpose(grad, tf.math.invert_permutation(op.inputs[1])), None
     return tf.transpose(grad, np.argsort(permutation)), None

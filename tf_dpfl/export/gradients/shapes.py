@@ -7,6 +7,7 @@ from typing import Any, NoReturn
 import numpy as np
 import tensorflow as tf
 
+from tf_dpfl.client_work.static_values import static_value
 from tf_dpfl.export.gradients.rules import UnsupportedOpError
 
 
@@ -26,7 +27,7 @@ def static_shape(tensor: Any) -> tuple[int, ...]:
 
 def constant(op: Any, index: int) -> Any:
     """The value of input `index` of `op`, which must be known while tracing."""
-    value = tf.get_static_value(op.inputs[index])
+    value = static_value(op.inputs[index])
     if value is None:
         refuse(op, f"its input {index} must be a constant")
     return value
