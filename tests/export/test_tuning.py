@@ -175,6 +175,35 @@ def test_what_comes_out_of_a_relu_is_not_rectified_again(before: Any, rectifiers
     np.testing.assert_allclose(run(rewritten, values), run(original, values), rtol=1e-6)
 
 
+@pytest.mark.parametrize("loss", ["binary_crossentropy", "huber", "categorical_crossentropy"])
+def test_a_file_does_not_grow_with_the_batch(loss: str) -> None:
+    """What is constant in the gradient of a loss over pixels is no batch of images in the file."""
+    layers = tf.keras.layers
+    model = tf.keras.Sequential([layers.InputLayer((17, 16, 2)), layers.Conv2D(3, 1)])
+    sizes = []
+    for batch_size in (2, 16):
+        plan = plan_of(
+            batch_size=batch_size, unit="example", delta=1e-4, local_training={"loss": loss}
+        )
+        sizes.append(len(build_client_tflite(model, plan)))
+    # Half a batch's floats would be 14 * 17 * 16 * 3 * 2 bytes; shapes and places are a few.
+    assert sizes[1] - sizes[0] < 4000
+
+
+@pytest.mark.parametrize("op", [R.Mul, R.AddV2, R.Div])
+@pytest.mark.parametrize("turned", [False, True])
+def test_a_constant_of_equal_numbers_is_kept_as_one_beside_its_like(op: Any, turned: bool) -> None:
+    def function(values: tf.Tensor) -> tf.Tensor:
+        equal = tf.fill([40, 30], 2.5)
+        return op(x=values, y=equal) if turned else op(x=equal, y=values)
+
+    values = np.random.default_rng(1).normal(size=(40, 30)).astype(np.float32)
+    original = converted(function, spec(40, 30))
+    rewritten = tune(original)
+    np.testing.assert_array_equal(run(rewritten, [values]), run(original, [values]))
+    assert len(rewritten) < 4 * values.size
+
+
 def test_a_magnitude_keeps_nan_and_infinity() -> None:
     values = np.array([[np.nan, -np.inf, np.inf, -0.5]], np.float32)
     rewritten = tune(converted(tf.abs, spec(1, 4)))
