@@ -91,6 +91,24 @@ def test_probabilities_are_traced_back_to_their_logits(loss: str, activation: st
         np.testing.assert_array_equal(mine, theirs)
 
 
+def test_probabilities_of_every_step_are_traced_back_to_their_logits() -> None:
+    rng = np.random.default_rng(5)
+    logits = np.float32(rng.normal(scale=90.0, size=(2, 4, 3)))  # exact only from logits
+    y = target("sparse_categorical_crossentropy", (2, 4, 3), rng)
+    loss = example_losses("sparse_categorical_crossentropy")
+
+    def step_by_step(y: tf.Tensor, x: tf.Tensor) -> tf.Tensor:
+        rows = tf.reshape(tf.nn.softmax(tf.reshape(x, [-1, 3])), [-1, 2, 2, 3])
+        return loss(y, tf.identity(tf.reshape(tf.identity(rows), [-1, 4, 3])))
+
+    ours, expected = (
+        value_and_gradient(step_by_step, y, logits),
+        value_and_gradient(loss, y, logits),
+    )
+    for mine, theirs in zip(ours, expected):
+        np.testing.assert_array_equal(mine, theirs)
+
+
 def cubed(y: tf.Tensor, prediction: tf.Tensor) -> tf.Tensor:
     return tf.reduce_sum(tf.abs(y - prediction) ** 3.0, axis=-1)
 
@@ -111,7 +129,7 @@ def shares(powers: tf.Tensor) -> tf.Tensor:
 
 PROBABILITIES: dict[str, Any] = {
     "of another loss": lambda x: tf.sigmoid(x),
-    "reshaped": lambda x: tf.reshape(tf.nn.softmax(x), [-1, 3]),
+    "in longer rows": lambda x: tf.reshape(tf.nn.softmax(tf.stack([x, -x], 1)), [-1, 6]),
     "shares of a sum": lambda x: shares(tf.exp(x)),
     "averaged": lambda x: (tf.nn.softmax(x) + tf.nn.softmax(-x)) / 2.0,
     "pooled": lambda x: tf.reduce_mean(tf.nn.softmax(tf.stack([x, -x], 1)), axis=1),

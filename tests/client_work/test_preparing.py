@@ -218,12 +218,13 @@ def test_gelu_is_within_its_stated_error() -> None:
     assert np.abs(gelu(tf.constant(x)).numpy() - keras).max() < 1e-6
 
 
+@pytest.mark.parametrize("masked", [True, False])
 @pytest.mark.parametrize("kind", [L.LSTM, L.GRU, L.SimpleRNN])
-def test_masked_steps_of_sequences_that_go_backwards_are_those_of_keras(kind: Any) -> None:
+def test_sequences_that_go_backwards_are_those_of_keras(kind: Any, *, masked: bool) -> None:
     model = tf.keras.Sequential(
         [
             tf.keras.Input((6,), dtype="int32"),
-            L.Embedding(9, 4, mask_zero=True),
+            L.Embedding(9, 4, mask_zero=masked),
             L.Bidirectional(kind(3, return_sequences=True)),
             kind(2, go_backwards=True, return_sequences=True, zero_output_for_mask=True),
         ]

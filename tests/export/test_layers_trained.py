@@ -95,10 +95,11 @@ def test_every_loss_is_verified(loss: str) -> None:
     verify_client_tflite(build_client_tflite(model, plan), model, plan)
 
 
-def test_a_sequence_of_classes_a_softmax_end_and_the_proximal_term_are_verified() -> None:
-    model = tf.keras.Sequential(
-        [L.InputLayer((5,), dtype="int32"), L.Embedding(6, 4), L.Dense(3, "softmax")]
-    )
+@pytest.mark.parametrize(
+    "end", [L.Dense(3, "softmax"), L.TimeDistributed(L.Dense(3, "softmax"))], ids=["end", "steps"]
+)
+def test_a_sequence_of_classes_a_softmax_end_and_the_proximal_term_are_verified(end: Any) -> None:
+    model = tf.keras.Sequential([L.InputLayer((5,), dtype="int32"), L.Embedding(6, 4), end])
     plan = plan_of(batch_size=BATCH, local_training={"proximal": 0.5})
     assert interface_of(model, plan.local_training).target.shape == (5,)
     verify_client_tflite(build_client_tflite(model, plan), model, plan)

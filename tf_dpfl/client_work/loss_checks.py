@@ -22,20 +22,34 @@ _OF_SEVERAL = frozenset("Add AddN AddV2 ConcatV2 Maximum Minimum Mul Pack RealDi
 def logits_of(prediction: tf.Tensor, activation: str, *, loss: str) -> tf.Tensor:
     """`prediction`, or what the op `activation` was applied to to make it.
 
-    Raises ModelError where it holds probabilities made otherwise (averaged, reshaped, by
-    another activation): a cross-entropy would take them for logits.
+    Raises ModelError where it holds probabilities made otherwise (averaged, by another
+    activation): a cross-entropy would take them for logits.
     """
-    op = prediction.op
-    while op.type == "Identity":
+    op, shape = prediction.op, None
+    while op.type == "Identity" or _keeps_last_axis(op):
+        if op.type == "Reshape" and shape is None:  # as TimeDistributed ends
+            shape = op.inputs[1]
         op = op.inputs[0].op
     if op.type == activation:
-        return op.inputs[0]
+        logits = op.inputs[0]
+        if shape is not None:
+            logits = tf.reshape(logits, shape)
+            logits.set_shape(prediction.shape)
+        return logits
     if _holds_probabilities(prediction):
         raise ModelError(
             f"the model ends in probabilities ({op.name}), and loss={loss!r} takes logits: let it "
             f"end in a layer without activation, or in {activation.lower()} itself"
         )
     return prediction
+
+
+def _keeps_last_axis(op: Any) -> bool:
+    """Whether `op` is a Reshape that leaves each row, of a last axis of fixed size, as it is."""
+    if op.type != "Reshape":
+        return False
+    before, after = op.inputs[0].shape, op.outputs[0].shape
+    return bool(before.rank and after.rank and before[-1] and before[-1] == after[-1])
 
 
 def _holds_probabilities(tensor: tf.Tensor) -> bool:

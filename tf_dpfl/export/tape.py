@@ -95,6 +95,6 @@ def _losses(loss: str, y: tf.Tensor, prediction: tf.Tensor) -> tf.Tensor:
     if loss not in NAMED:
         return example_losses(loss)(y, prediction)
     op = prediction.op
-    while op.type == "Identity":
+    while op.type in ("Identity", "Reshape"):
         op = op.inputs[0].op
     return _OF_KERAS[loss](op.type not in ("Softmax", "Sigmoid"))(y, prediction)

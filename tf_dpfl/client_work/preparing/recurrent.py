@@ -37,7 +37,9 @@ class _Backwards:
     def call(self, inputs: Any, mask: Any = None, **keywords: Any) -> Any:
         """What the layer gives for `inputs` from the last step to the first."""
         axis = [0 if getattr(self, "time_major", False) else 1]
-        turned, mask = tf.nest.map_structure(lambda x: tf.reverse(x, axis), (inputs, mask))
+        if mask is not None:
+            mask = tf.reverse(mask, axis)
+        turned = tf.reverse(inputs, axis)
         return super().call(turned, mask=mask, **keywords)  # type: ignore[misc]
 
 
