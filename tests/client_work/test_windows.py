@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
+from tf_dpfl.client_work.convolutions import windows
 from tf_dpfl.client_work.convolutions.patch_products import rows_at_once
 from tf_dpfl.client_work.convolutions.windows import Axis, padded, patches
 
@@ -46,9 +47,14 @@ def axes(
     return found, expected
 
 
+@pytest.mark.parametrize("row_by_row", [False, True])
 @pytest.mark.parametrize("padding", ["SAME", "VALID"])
 @pytest.mark.parametrize("window", WINDOWS, ids=str)
-def test_patches_are_those_of_tensorflow(window: tuple, padding: str) -> None:
+def test_patches_are_those_of_tensorflow(
+    window: tuple, padding: str, *, row_by_row: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    if row_by_row:
+        monkeypatch.setattr(windows, "_MOST_PLACES", 0)
     *geometry, channels = window
     rng = np.random.default_rng(1)
     image = tf.constant(rng.normal(size=(2, 13, 12, channels)).astype(np.float32))
@@ -90,6 +96,14 @@ def test_a_few_windows_that_never_lie_side_by_side_are_sliced_one_by_one() -> No
 def test_many_windows_that_never_lie_side_by_side_are_gathered_twice() -> None:
     axis = Axis(45, 11, 5, 4, 1, 0)
     assert copies((2, 45, 45, 1), axis, axis) == ["GatherV2"] * 2
+
+
+def test_lists_of_places_do_not_grow_with_the_pixels_of_an_image() -> None:
+    axis = Axis(224, 224, 3, 1, 1, 1)
+    traced = tf.function(lambda image: patches(image, axis, axis.together(2)))
+    graph = traced.get_concrete_function(tf.TensorSpec([2, 224, 224, 3])).graph
+    gathers = [op for op in graph.get_operations() if op.type == "GatherV2"]
+    assert [op.inputs[1].shape[0] for op in gathers] == [224 * 3, 112 * 3]
 
 
 @pytest.mark.parametrize("before", [2, -1])
