@@ -81,6 +81,12 @@ CASES: dict[str, tuple[Callable[..., Any], tuple[Any, ...], str]] = {
         (spec(4, 1, 2), spec(4, 1, 2)),
         "ADD_N",
     ),
+    "sum over places": (lambda a: tf.reduce_sum(a, 1), (spec(4, 128, 40),), "+RESHAPE"),
+    "mean over places": (
+        lambda a: a - tf.reduce_mean(a, -2, keepdims=True),
+        (spec(4, 128, 40),),
+        "+RESHAPE",
+    ),
     "greater": (lambda a: tf.cast(a > 0.0, tf.float32), (spec(4, 3),), "CAST"),
     "greater than": (lambda a: tf.cast(a > 0.5, tf.float32), (spec(4, 3),), "CAST"),
     "less": (lambda a: tf.cast(a < 0.5, tf.float32), (spec(4, 3),), "CAST"),

@@ -19,6 +19,7 @@ from tf_dpfl.export.tuning import (  # noqa: F401  importing a family registers 
     convolution,
     elementwise,
     products,
+    reductions,
 )
 from tf_dpfl.export.tuning.file import pack, subgraphs_of, unpack
 from tf_dpfl.export.tuning.order import put_first

@@ -25,7 +25,8 @@ def spare_copies(graph: Graph) -> None:
     """
     operators = []
     for op in graph.subgraph.operators:
-        if graph.name(op) == "RESHAPE" and _is_large(graph, op.inputs[0], op.outputs[0]):
+        copies = graph.name(op) == "RESHAPE" and graph.is_fixed(op.outputs[0])
+        if copies and is_large(graph, op.inputs[0]):
             size = math.prod(graph.shape(op.outputs[0]))
             detour = reshaped(graph, op.inputs[0], [*[1] * (_AXES_OF_PLAIN_KERNELS - 1), size])
             op.inputs = np.array([detour, *op.inputs[1:]], np.int32)
@@ -34,6 +35,7 @@ def spare_copies(graph: Graph) -> None:
     graph.subgraph.operators = operators
 
 
-def _is_large(graph: Graph, source: int, made: int) -> bool:
-    fixed = graph.is_fixed(source) and graph.is_fixed(made) and graph.is_float(source)
-    return fixed and math.prod(graph.shape(made)) >= _LEAST_VALUES
+def is_large(graph: Graph, tensor: int) -> bool:
+    """Whether `tensor` is one that changes its shape without a copy."""
+    fixed = graph.is_fixed(tensor) and graph.is_float(tensor)
+    return fixed and math.prod(graph.shape(tensor)) >= _LEAST_VALUES
