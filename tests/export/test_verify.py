@@ -225,9 +225,9 @@ def test_a_file_the_interpreter_can_not_run_is_one_error() -> None:
         verify_client_tflite(content, model, plan_of(batch_size=8))
 
 
-def _behind_a_frozen_relu() -> tf.keras.Model:
+def _behind_a_frozen_layer(activation: str = "relu") -> tf.keras.Model:
     """XNNPACK's relu makes 0 of NaN: where weights train, a broken example is none any more."""
-    front = tf.keras.layers.Conv2D(4, 3, activation="relu", trainable=False)
+    front = tf.keras.layers.Conv2D(4, 3, activation=activation, trainable=False)
     layers = [tf.keras.layers.InputLayer((6, 5, 2)), front, tf.keras.layers.Flatten()]
     return tf.keras.Sequential([*layers, tf.keras.layers.Dense(3)])
 
@@ -237,26 +237,32 @@ def test_a_frozen_front_that_makes_numbers_of_nan_is_no_fault(
     optimizer: str, each_interpreter: str
 ) -> None:
     tf.keras.utils.set_random_seed(1)
-    model = _behind_a_frozen_relu()
+    model = _behind_a_frozen_layer()
     plan = plan_of(batch_size=4, optimizer=optimizer, unit="example", delta=1e-4)
     checks = verify_client_tflite(build_client_tflite(model, plan), model, plan).checks
     assert "per-example clipping with a broken example" in checks
 
 
 @pytest.mark.parametrize(
-    ("optimizer", "part", "message"),
+    ("optimizer", "part", "message", "activation"),
     [
-        ("sgd", 2.0, "a broken example adds"),
-        ("momentum", 2.0, "a broken example adds"),
-        ("sgd", -0.5, "off by"),
-        ("sgd", np.nan, "a broken example adds"),
-        ("adam", np.nan, "weights not finite"),
+        ("sgd", 2.0, "a broken example adds", "relu"),
+        ("momentum", 2.0, "a broken example adds", "relu"),
+        ("sgd", -0.5, "off by", "relu"),
+        ("sgd", np.nan, "a broken example adds", "relu"),
+        ("adam", np.nan, "a broken example adds", "relu"),
+        ("adam", 2.0, "a broken example adds", "relu"),
+        ("adam", 2.0, "a broken example adds", "linear"),
+        ("adam", -0.5, "off by", "relu"),
     ],
 )
 def test_a_broken_example_that_adds_too_much_or_touches_others_is_caught(
-    optimizer: str, part: float, message: str, monkeypatch: pytest.MonkeyPatch
+    optimizer: str, part: float, message: str, activation: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """`part` of a sensitivity more for a broken example; negative: only beside others."""
+    """`part` of a sensitivity more for a broken example; negative: only beside others.
+
+    With Adam, `part` of a quarter of the rate: about what three sensitivities move a weight by.
+    """
 
     def more(content: bytes, model: Any, plan: Any) -> Runner:
         device = interpreter_runner(content, model, plan)
@@ -266,14 +272,14 @@ def test_a_broken_example_that_adds_too_much_or_touches_others_is_caught(
             counts = np.isnan(batch["x"]).any(axis=(1, 2, 3)) & (weight > 0)
             if counts.any() and (part > 0 or np.isnan(part) or weight.sum() > 1):
                 weights = device.get_weights()
-                weights[-1] += part * sensitivity
+                weights[-1] += part * (0.25 if optimizer == "adam" else sensitivity)
                 device.set_weights(weights)
 
         return replace(device, train_dp=train_dp)
 
     tf.keras.utils.set_random_seed(1)
     monkeypatch.setattr(verify, "interpreter_runner", more)
-    model = _behind_a_frozen_relu()
+    model = _behind_a_frozen_layer(activation)
     plan = plan_of(batch_size=4, optimizer=optimizer, unit="example", delta=1e-4)
     content = build_client_tflite(model, plan)
     with pytest.raises(ExportError, match=f"with a broken example: .*{message}"):
