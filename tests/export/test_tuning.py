@@ -10,8 +10,10 @@ import pytest
 import tensorflow as tf
 from export_bench import build, plan_of
 
+from tf_dpfl.client_work.convolutions import Axis
 from tf_dpfl.export import convert as conversion
 from tf_dpfl.export.client import build_client_tflite
+from tf_dpfl.export.gradients.windows import Blocks
 from tf_dpfl.export.operators import operators_of
 from tf_dpfl.export.tuning import tune
 from tf_dpfl.export.tuning.file import pack, subgraphs_of, unpack
@@ -243,6 +245,18 @@ def test_equal_ops_run_once_and_equal_constants_are_kept_once() -> None:
     x = np.ones_like(table)
     expected = np.tanh(x + table) * np.exp(x + table)
     np.testing.assert_allclose(run(content, [x]), expected, rtol=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("taps", "dilation", "before"), [(3, 1, 1), (3, 1, 0), (5, 2, 4), (2, 1, 1)]
+)
+def test_kernel_and_image_gradient_meet_the_outputs_through_the_same_windows(
+    taps: int, dilation: int, before: int
+) -> None:
+    """Otherwise the patches that both take would be gathered twice."""
+    size = 12 + (taps - 1) * dilation - 2 * before
+    axis = Axis(size, 12, taps, 1, dilation, before)
+    assert axis.after == before and Blocks.of(axis).outputs == axis.behind
 
 
 @pytest.mark.parametrize(("rows", "detour"), [(128, True), (2, False)])

@@ -40,8 +40,7 @@ def _with_equal_numbers(graph: Graph, op: Any) -> bool:
     if terms == (left, right):
         return False
     activation = op.builtinOptions.fusedActivationFunction
-    options = {"ADD": "AddOptions", "MUL": "MulOptions", "DIV": "DivOptions"}[name]
-    graph.add(name, terms, (), into=output, options=options, fusedActivationFunction=activation)
+    _combine(graph, name, terms, into=output, activation=activation)
     return True
 
 
@@ -174,40 +173,30 @@ def negative(graph: Graph, tensor: int) -> int:
     return graph.add("NEG", [tensor], graph.shape(tensor), options="NegOptions")
 
 
-def _add(
+def _add(graph: Graph, left: int, right: int, **place: Any) -> int:
+    return _combine(graph, "ADD", _with_one_number(graph, left, right), **place)
+
+
+def _multiply(graph: Graph, left: int, right: int, **place: Any) -> int:
+    return _combine(graph, "MUL", (left, right), **place)
+
+
+def _combine(
     graph: Graph,
-    left: int,
-    right: int,
+    name: str,
+    terms: tuple[int, int],
     *,
     shape: tuple[int, ...] = (),
     into: int | None = None,
     activation: int = 0,
 ) -> int:
+    """ADD, MUL or DIV of two: a new tensor of `shape`, or `into` one that is there."""
     return graph.add(
-        "ADD",
-        _with_one_number(graph, left, right),
+        name,
+        terms,
         shape,
         into=into,
-        options="AddOptions",
-        fusedActivationFunction=activation,
-    )
-
-
-def _multiply(
-    graph: Graph,
-    left: int,
-    right: int,
-    *,
-    shape: tuple[int, ...] = (),
-    into: int | None = None,
-    activation: int = 0,
-) -> int:
-    return graph.add(
-        "MUL",
-        [left, right],
-        shape,
-        into=into,
-        options="MulOptions",
+        options=f"{name.title()}Options",
         fusedActivationFunction=activation,
     )
 
